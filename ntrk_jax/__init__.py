@@ -1,0 +1,1 @@
+"""Reward-guided diffusion and flow sampling in JAX, checked against laws known in closed form."""

@@ -1,0 +1,94 @@
+"""Grids: a schedule and decreasing times -> the rows of coefficients that a run scans over.
+
+A grid is a `Step` of [num_steps] arrays made before the loop: it can be printed, sliced (`grid.rows`) and
+resumed. The functions below make the times; `grid` turns them into rows.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from ntrk_jax.core import Step
+from ntrk_jax.schedules import Schedule
+from ntrk_jax.tree import is_concrete
+from ntrk_jax.typing import Array, Scalar
+
+__all__ = ["grid", "karras", "shifted", "trailing", "uniform"]
+
+
+def grid(schedule: Schedule, times: Array) -> Step:
+    """The rows of a grid: row i moves from times[i] to times[i + 1].
+
+    Args:
+        schedule: t -> (alpha, sigma).
+        times: [num_steps + 1], decreasing within [0, 1], the last one 0.
+
+    Raises:
+        ValueError: if the times are not one decreasing array in [0, 1] that ends at 0.
+
+    Example:
+        >>> import ntrk_jax as nk
+        >>> nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(4)).t.tolist()
+        [1.0, 0.75, 0.5, 0.25]
+    """
+    times = jnp.asarray(times)
+    if not jnp.issubdtype(times.dtype, jnp.floating):
+        times = times.astype(jnp.result_type(float))
+    if times.ndim != 1 or times.shape[0] < 2:
+        raise ValueError(f"times must be an array [num_steps + 1] with at least two entries, got shape {times.shape}.")
+    if is_concrete(times):
+        values = np.asarray(times)
+        if not (np.all(np.diff(values) < 0) and values[-1] == 0 and values[0] <= 1):
+            raise ValueError(
+                "times must decrease strictly from at most 1 to exactly 0 (1 is noise, 0 is data), "
+                f"got {values[0]} ... {values[-1]}; use nk.grids.uniform(num_steps) or sort them."
+            )
+    alpha, sigma = schedule(times)
+    alpha, sigma = jnp.asarray(alpha, times.dtype), jnp.asarray(sigma, times.dtype)
+    return Step(times[:-1], times[1:], alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
+
+
+def _count(num_steps: int) -> int:
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    return num_steps
+
+
+def uniform(num_steps: int, start: Scalar = 1.0) -> Array:
+    """Equally spaced times from start to 0, [num_steps + 1]."""
+    return start * jnp.linspace(1.0, 0.0, _count(num_steps) + 1)
+
+
+def karras(
+    schedule: Schedule, num_steps: int, sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0, rho: Scalar = 7.0
+) -> Array:
+    """Times whose noise-to-signal ratios are those of Karras et al. 2022 (arXiv:2206.00364, Eq. 5), then 0.
+
+    The ratios run from sigma_max down to sigma_min, (hi + i/(n-1) (lo - hi))^rho with hi = sigma_max^(1/rho).
+    """
+    ramp = jnp.linspace(0.0, 1.0, _count(num_steps)) if num_steps > 1 else jnp.zeros((1,))
+    high, low = jnp.asarray(sigma_max) ** (1.0 / rho), jnp.asarray(sigma_min) ** (1.0 / rho)
+    ratios = (high + ramp * (low - high)) ** rho
+    times = jnp.minimum(schedule.time_of(ratios), 1.0)
+    return jnp.concatenate([times, jnp.zeros((1,), times.dtype)])
+
+
+def shifted(num_steps: int, shift: Scalar = 3.0) -> Array:
+    """Uniform times moved towards noise, shift t / (1 + (shift - 1) t) (Esser et al. 2024, arXiv:2403.03206)."""
+    t = uniform(num_steps)
+    return shift * t / (1.0 + (shift - 1.0) * t)
+
+
+def trailing(num_steps: int, num_train_steps: int = 1000) -> Array:
+    """The training steps n, n - n/k, ... of a discrete model as times in (0, 1], then 0.
+
+    "Trailing" spacing always contains the last training step (Lin et al. 2023, arXiv:2305.08891, Table 2).
+
+    Raises:
+        ValueError: if there are more sampling than training steps.
+    """
+    if _count(num_steps) > num_train_steps:
+        raise ValueError(f"num_steps must be at most num_train_steps={num_train_steps}, got {num_steps}.")
+    steps = np.round(np.arange(num_train_steps, 0, -num_train_steps / num_steps))[:num_steps]
+    return jnp.asarray(np.append(steps / num_train_steps, 0.0), jnp.result_type(float))

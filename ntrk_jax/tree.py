@@ -1,0 +1,167 @@
+"""Frozen dataclasses that are JAX pytrees, print themselves and compare by value.
+
+Everything a user configures is such an object: its dynamic fields are leaves, so changing a strength
+compiles nothing new and any field may be swept with `jax.vmap`; its printed form is the record of a run
+and can be read back with `ntrk_jax.config.loads`.
+
+Three kinds of field:
+
+- an ordinary field is a leaf (or a nested pytree): numbers, arrays, other objects;
+- `static()` is part of the compiled program: strings, booleans, shapes, functions;
+- `derived()` is a leaf computed from the others (tables); it is neither printed nor compared.
+
+JAX rebuilds objects with tracers or placeholders as leaves. The rebuilding here skips `__init__` and
+`__post_init__`, so a check in `__post_init__` runs when a person constructs the object and never later;
+it must still skip what is not `is_concrete`, because people construct objects inside `jax.jit` too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import numpy as np
+
+__all__ = ["derived", "describe", "digest", "is_concrete", "pytree", "replace", "static"]
+
+T = TypeVar("T")
+
+REGISTRY: dict[str, type] = {}
+"""Printed name -> class, for every class decorated with `pytree`; what `config.loads` may build."""
+
+_FLAT_MODULES = ("core", "look", "samplers", "run", "tree")
+_MAX_PRINTED = 64
+
+
+def static(default: Any = dataclasses.MISSING, **kwargs: Any) -> Any:
+    """A dataclass field that is part of the compiled program and not a leaf."""
+    return dataclasses.field(default=default, metadata={"static": True}, **kwargs)
+
+
+def derived(default: Any = None) -> Any:
+    """A leaf computed from the other fields: flattened, but neither printed, compared nor an argument."""
+    return dataclasses.field(default=default, init=False, repr=False, metadata={"derived": True})
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether `value` is a number or array whose entries can be read now (no tracer, no placeholder)."""
+    if isinstance(value, jax.core.Tracer):
+        return False
+    return isinstance(value, (bool, int, float, np.ndarray, np.generic, jax.Array))
+
+
+def digest(array: Any) -> str:
+    """Twelve hexadecimal digits that name the contents of an array."""
+    data = np.ascontiguousarray(np.asarray(array))
+    return hashlib.sha256(data.tobytes() + str((data.shape, data.dtype.name)).encode()).hexdigest()[:12]
+
+
+def _public_name(cls: type) -> str:
+    parts = cls.__module__.split(".")
+    if parts[0] != "ntrk_jax" or len(parts) < 2 or parts[1] in _FLAT_MODULES:
+        return cls.__name__
+    return f"{parts[1]}.{cls.__name__}"
+
+
+def describe(value: Any) -> str:
+    """The printed form of a field: numbers exactly, small arrays in full, large ones by digest."""
+    if isinstance(value, jax.core.Tracer):
+        return f"<traced {value.aval.str_short()}>"
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return f"key({np.asarray(jax.random.key_data(value)).tolist()})"
+        data = np.asarray(value)
+        if data.size <= _MAX_PRINTED:
+            return f"array({data.tolist()}, {data.dtype.name!r})"
+        return f"array_by_digest({tuple(data.shape)}, {data.dtype.name!r}, {digest(data)!r})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {describe(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        body = ", ".join(f"{k}={describe(v)}" for k, v in zip(value._fields, value, strict=True))
+        return f"{type(value).__name__}({body})"
+    if isinstance(value, (tuple, list)):
+        inner = ", ".join(describe(v) for v in value)
+        if isinstance(value, list):
+            return f"[{inner}]"
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if callable(value) and not dataclasses.is_dataclass(value):
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return f"function({getattr(value, '__module__', '?') + ':' + name!r})"
+    return repr(value)
+
+
+def _repr(self: Any) -> str:
+    shown = [f for f in dataclasses.fields(self) if f.repr]
+    body = ", ".join(f"{f.name}={describe(getattr(self, f.name))}" for f in shown)
+    return f"{_public_name(type(self))}({body})"
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, (np.ndarray, jax.Array)) or isinstance(b, (np.ndarray, jax.Array)):
+        return np.shape(a) == np.shape(b) and bool(np.array_equal(np.asarray(a), np.asarray(b)))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
+    if isinstance(a, (tuple, list)) and type(a) is type(b):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b)
+
+
+def _eq(self: Any, other: Any) -> Any:
+    if type(self) is not type(other):
+        return NotImplemented
+    compared = [f for f in dataclasses.fields(self) if f.repr]
+    return all(_equal(getattr(self, f.name), getattr(other, f.name)) for f in compared)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static, derived, dataclasses.field))
+def pytree(cls: type[T]) -> type[T]:
+    """Turn a class with annotated fields into a frozen, printable, comparable pytree.
+
+    Example:
+        >>> import jax
+        >>> from ntrk_jax.tree import pytree, static
+        >>> @pytree
+        ... class Scale:
+        ...     factor: float = 1.0
+        ...     name: str = static("plain")
+        >>> jax.tree.leaves(Scale(2.0)), Scale(2.0) == Scale(2.0)
+        ([2.0], True)
+    """
+    cls.__repr__ = _repr  # type: ignore[method-assign]
+    cls.__eq__ = _eq  # type: ignore[method-assign, assignment]
+    cls.__hash__ = lambda self: hash(type(self))  # type: ignore[method-assign, assignment]
+    out = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for field in dataclasses.fields(out):  # type: ignore[arg-type]
+        names[bool(field.metadata.get("static"))].append(field.name)
+    _register(out, tuple(names[False]), tuple(names[True]))
+    REGISTRY[_public_name(out)] = out
+    return out
+
+
+def _register(cls: type, leaves: tuple[str, ...], statics: tuple[str, ...]) -> None:
+    """Register with JAX; rebuilding restores derived leaves as they were flattened."""
+
+    def build(meta: tuple, children: Any) -> Any:
+        self = object.__new__(cls)
+        for name, value in zip(leaves, children, strict=True):
+            object.__setattr__(self, name, value)
+        for name, value in zip(statics, meta, strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
+    def parts(self: Any) -> tuple[list, tuple]:
+        return [getattr(self, n) for n in leaves], tuple(getattr(self, n) for n in statics)
+
+    def parts_with_keys(self: Any) -> tuple[list, tuple]:
+        children, meta = parts(self)
+        return [(jax.tree_util.GetAttrKey(n), c) for n, c in zip(leaves, children, strict=True)], meta
+
+    jax.tree_util.register_pytree_with_keys(cls, parts_with_keys, build, parts)
+
+
+replace: Callable[..., Any] = dataclasses.replace
+"""A copy of an object with some fields changed; derived tables are rebuilt."""
