@@ -78,12 +78,15 @@ class Gaussian(NamedTuple):
 
 
 class Tilt(NamedTuple):
-    """An affine change of a base Gaussian: x_s = base.mean + mean + base.std * project(noise + scale * z)."""
+    """An affine change of a base Gaussian: x_s = base.mean + mean + base.std * project(noise + scale * z, key).
+
+    Where noise is zero everywhere nothing is projected: without a tilt the base kernel is left alone, bit for bit.
+    """
 
     mean: Any = 0.0
     noise: Any = 0.0
     scale: Scalar = 1.0
-    project: Callable[[Array], Array] | None = None
+    project: Callable[[Array, Key], Array] | None = None
     evals: Evals = Evals()
 
 

@@ -25,7 +25,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import numpy as np
 
-__all__ = ["derived", "describe", "digest", "is_concrete", "pytree", "replace", "static"]
+__all__ = ["Function", "derived", "describe", "digest", "is_concrete", "pytree", "replace", "static"]
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def describe(value: Any) -> str:
         if isinstance(value, list):
             return f"[{inner}]"
         return f"({inner},)" if len(value) == 1 else f"({inner})"
-    if callable(value) and not dataclasses.is_dataclass(value):
+    if callable(value) and not dataclasses.is_dataclass(value) and not isinstance(value, Function):
         name = getattr(value, "__qualname__", type(value).__qualname__)
         return f"function({getattr(value, '__module__', '?') + ':' + name!r})"
     return repr(value)
@@ -133,6 +133,7 @@ def pytree(cls: type[T]) -> type[T]:
     cls.__repr__ = _repr  # type: ignore[method-assign]
     cls.__eq__ = _eq  # type: ignore[method-assign, assignment]
     cls.__hash__ = lambda self: hash(type(self))  # type: ignore[method-assign, assignment]
+    _wrap_functions_first(cls)
     out = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
     names: dict[bool, list[str]] = {True: [], False: []}
     for field in dataclasses.fields(out):  # type: ignore[arg-type]
@@ -140,6 +141,61 @@ def pytree(cls: type[T]) -> type[T]:
     _register(out, tuple(names[False]), tuple(names[True]))
     REGISTRY[_public_name(out)] = out
     return out
+
+
+def _wrap_functions_first(cls: type) -> None:
+    """Before `__post_init__`: a plain function given where a leaf is expected becomes a `Function`."""
+    checks = cls.__dict__.get("__post_init__")
+
+    def post_init(self: Any) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name, None)
+            if not field.metadata.get("static") and _is_plain_function(value):
+                object.__setattr__(self, field.name, Function(value))
+        if checks is not None:
+            checks(self)
+
+    cls.__post_init__ = post_init  # type: ignore[attr-defined]
+
+
+def _is_plain_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, Function) and jax.tree_util.all_leaves([value])
+
+
+class Function:
+    """A plain function as part of the compiled program; what a pytree makes of a function given as a field.
+
+    Two wrapped functions are equal if they are the same function: another function compiles another program.
+    """
+
+    def __init__(self, fn: Callable) -> None:
+        """Hold the function."""
+        self.fn = fn
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it."""
+        return self.fn(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the function, such as `num_calls` or `differentiable`."""
+        if name == "fn":
+            raise AttributeError(name)
+        return getattr(self.fn, name)
+
+    def __repr__(self) -> str:
+        """The function's module and name."""
+        return describe(self.fn)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same function."""
+        return isinstance(other, Function) and self.fn == other.fn
+
+    def __hash__(self) -> int:
+        """The function's hash."""
+        return hash(self.fn)
+
+
+jax.tree_util.register_pytree_node(Function, lambda f: ((), f.fn), lambda fn, _: Function(fn))
 
 
 def _register(cls: type, leaves: tuple[str, ...], statics: tuple[str, ...]) -> None:

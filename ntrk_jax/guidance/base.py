@@ -1,0 +1,141 @@
+"""What every guidance rule shares: strengths, windows and sums.
+
+A rule reads a look and returns a `Tilt`, an affine change of the base Gaussian:
+x_s = base.mean + mean + base.std * project(noise + scale * z), and without a tilt of the noise nothing is projected.
+Tilts of several rules add up (`Sum`): means and noises add, scales multiply, and at most one rule may project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntrk_jax.core import Evals, Gaussian, Guidance, Lookahead, Step, Tilt
+from ntrk_jax.tree import is_concrete, pytree
+from ntrk_jax.typing import Array, Key, Scalar
+
+__all__ = ["Strength", "Sum", "Unguided", "Window", "strength_at"]
+
+Strength = Scalar | Callable[[Step], Array]
+"""A number, or a function of the grid's row (a pytree, or a plain function of a `Step`)."""
+
+
+def strength_at(strength: Strength, step: Step) -> Array:
+    """The strength [] on a row of the grid."""
+    return strength(step) if callable(strength) else strength
+
+
+def require(name: str, strength: Any, low: float, high: float, *, open_above: bool = False) -> None:
+    """Raise ValueError if a concrete strength lies outside [low, high] (or [low, high))."""
+    if callable(strength) or not is_concrete(strength):
+        return
+    values = np.asarray(strength)
+    ok = np.all(values >= low) and np.all(values < high if open_above else values <= high)
+    if not ok:
+        end = ")" if open_above or not np.isfinite(high) else "]"
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}{end}, got {strength}.")
+
+
+@pytree
+class Unguided:
+    """The base kernel itself, as a rule.
+
+    Cost per step: none. Density: exact, log_ratio 0.
+    """
+
+    needs_grad = False
+    exact = True
+
+    def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt:
+        """No tilt."""
+        return Tilt()
+
+
+@pytree
+class Sum:
+    """Several rules at once: means and noises add, scales multiply, evaluations add.
+
+    Attributes:
+        rules: the rules, of which at most one projects its noise.
+
+    Density: exact if every rule is.
+
+    Example:
+        >>> import ntrk_jax as nk
+        >>> both = nk.guidance.Sum((nk.guidance.DPS(0.1), nk.guidance.NTRK(nk.whitening.UnitNorm(), 0.1)))
+        >>> both.exact, both.needs_grad
+        (True, True)
+    """
+
+    rules: tuple[Guidance, ...] = ()
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether any rule reads the gradient."""
+        return any(rule.needs_grad for rule in self.rules)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every rule's density is exact."""
+        return all(rule.exact for rule in self.rules)
+
+    def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt:
+        """The sum of the rules' tilts."""
+        out = Tilt()
+        for rule, rule_key in zip(self.rules, jax.random.split(key, max(len(self.rules), 1)), strict=False):
+            tilt = rule(look, base, step, key=rule_key, probe=probe)
+            if tilt.project is not None and out.project is not None:
+                raise ValueError("at most one rule of a Sum may project its noise; use where='gradient' for the others.")
+            project = tilt.project or out.project
+            evals = out.evals + tilt.evals
+            out = Tilt(out.mean + tilt.mean, out.noise + tilt.noise, out.scale * tilt.scale, project, evals)
+        return out
+
+
+@pytree
+class Window:
+    """A rule that acts only where low < t <= high; elsewhere it is skipped and the base kernel moves.
+
+    Attributes:
+        rule: the rule.
+        low, high: times in [0, 1].
+
+    Cost per step: the rule's inside the window, none outside (`lax.cond`). The look's gradient is still taken.
+    Density: as the rule's.
+    """
+
+    rule: Guidance
+    low: Scalar = 0.0
+    high: Scalar = 1.0
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether the rule reads the gradient."""
+        return self.rule.needs_grad
+
+    @property
+    def exact(self) -> bool:
+        """Whether the rule's density is exact."""
+        return self.rule.exact
+
+    def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt:
+        """The rule's tilt inside the window, none outside."""
+        zero = jnp.zeros_like(base.mean)
+        inside = (step.t > self.low) & (step.t <= self.high)
+        project: list[Any] = [None]
+
+        def guided(key: Key) -> tuple:
+            tilt = self.rule(look, base, step, key=key, probe=probe)
+            project[0] = tilt.project
+            scale = jnp.asarray(tilt.scale, zero.dtype)
+            return tilt.mean + zero, tilt.noise + zero, scale, Evals() + tilt.evals
+
+        def plain(key: Key) -> tuple:
+            return zero, zero, jnp.ones((), zero.dtype), Evals() + Evals()
+
+        mean, noise, scale, evals = jax.lax.cond(inside, guided, plain, key)
+        return Tilt(mean, noise, scale, project[0], evals)

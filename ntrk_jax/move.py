@@ -1,0 +1,67 @@
+r"""move: the Gaussian algebra of one step. No model calls.
+
+    e = project(noise + scale z, key),   x_s = base.mean + mean + base.std e,   z ~ N(0, I)
+
+and, in the same breath, the log-density ratio of base to proposal at the drawn point. With
+d = mean / base.std + noise + scale z (no projection), N entries and base.std > 0,
+
+    log p_base(x_s) - log q(x_s) = (|z|^2 - |d|^2) / 2 + N log scale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ntrk_jax.core import Evals, Guidance, Kernel, Lookahead, Move, Step, Tilt, algebra_dtype
+from ntrk_jax.typing import Array, Key
+
+__all__ = ["in_algebra", "move"]
+
+
+def in_algebra(look: Lookahead, step: Step) -> tuple[Lookahead, Step]:
+    """A look and a row of the grid in the dtype of the Gaussian algebra, at least float32."""
+    dtype = algebra_dtype(look.x)
+    return look._replace(x=look.x.astype(dtype)), jax.tree.map(lambda a: jnp.asarray(a, dtype), step)
+
+
+def move(
+    key: Key, look: Lookahead, step: Step, kernel: Kernel, guidance: Guidance | None = None, probe: Any = None
+) -> tuple[Move, Evals]:
+    """Draw x_s from the (tilted) base kernel at a look.
+
+    Args:
+        key: one typed key, split into the draw's and the rule's.
+        look: x, x0, grad [*shape], value [].
+        step: one row of the grid.
+        kernel: (look, step) -> Gaussian.
+        guidance: a rule giving a `Tilt`, or None for the base kernel.
+        probe: the sampler's `Look`, handed to rules that evaluate more.
+
+    Returns:
+        Move(x [*shape] in the dtype of look.x, log_ratio []) and the rule's own evaluations. log_ratio is 0 for
+        rules whose density is not exact, and where the base kernel is deterministic.
+    """
+    dtype = look.x.dtype
+    look, step = in_algebra(look, step)
+    key_z, key_rule, key_project = jax.random.split(key, 3)
+    z = jax.random.normal(key_z, look.x.shape, look.x.dtype)
+    base = kernel(look, step)
+    exact = guidance is None or guidance.exact
+    tilt = Tilt() if guidance is None else guidance(look, base, step, key=key_rule, probe=probe)
+    noise = tilt.noise + tilt.scale * z
+    if tilt.project is not None:
+        noise = jax.lax.cond(jnp.any(tilt.noise != 0), tilt.project, lambda e, _: e, noise, key_project)
+    x = base.mean + tilt.mean + base.std * noise
+    trivial = guidance is None or not exact
+    log_ratio = jnp.zeros((), look.x.dtype) if trivial else _log_ratio(z, base.std, tilt)
+    return Move(x.astype(dtype), log_ratio), tilt.evals
+
+
+def _log_ratio(z: Array, std: Array, tilt: Tilt) -> Array:
+    safe = jnp.where(std > 0, std, jnp.ones_like(std))
+    distance = tilt.mean / safe + tilt.noise + tilt.scale * z
+    ratio = 0.5 * jnp.sum(z * z - distance * distance) + z.size * jnp.log(jnp.asarray(tilt.scale, z.dtype))
+    return jnp.where(std > 0, ratio, jnp.zeros_like(ratio))

@@ -1,0 +1,127 @@
+"""The one loop: `lax.scan` of a sampler's step over the rows of a grid.
+
+Step i uses fold_in(key, i), so a run that is interrupted after any row and resumed from its state gives
+bitwise the same answer; no key is ever carried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntrk_jax.core import Info, Sampler, State, Status, Step
+from ntrk_jax.tree import is_concrete
+from ntrk_jax.typing import Array, Key, PyTree
+
+__all__ = ["check", "resume", "run", "summary", "trajectory"]
+
+Record = Callable[[State, Info], PyTree]
+
+_INIT = 0xFFFFFFFF
+
+
+def summary(state: State, info: Info) -> Info:
+    """The default record of a step: its `Info`, a few scalars."""
+    return info
+
+
+def trajectory(state: State, info: Info) -> tuple[Array, Info]:
+    """A record that keeps every x as well; memory grows with the number of steps."""
+    return state.look.x, info
+
+
+def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summary) -> tuple[State, PyTree]:
+    """Run a sampler from noise x over a grid.
+
+    Args:
+        sampler: `Single`, `BestOfN`, ... ; a pytree, so changed strengths compile nothing new under `jax.jit`.
+        key: one typed key. Step i uses fold_in(key, i).
+        x: the initial noise, sigma times N(0, I) at the grid's first row: [*shape] for a single sample,
+            [num_particles, *shape] for a population.
+        steps: the rows of a grid, `nk.grid(schedule, times)`.
+        record: what to keep of each step; `summary` by default, or any (state, info) -> pytree.
+
+    Returns:
+        state: the final `State`; `state.look.x` is the sample, `state.look.value` its true reward,
+            `state.evals` what was spent, `state.log_weights` the weights, `state.status` the flags.
+        trace: the recorded pytrees stacked over [num_steps].
+
+    Shapes: batches by `jax.vmap(run, in_axes=(None, 0, 0, None))`: a sample depends on its own key alone.
+    Cost: one look before the loop and one a row, of which the last is free of model calls: num_steps NFE.
+    Errors: TypeError or ValueError at trace time for a raw key, a wrong grid or a wrong shape. Values never
+        raise inside the loop: see `check`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, ntrk_jax as nk
+        >>> steps = nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(10))
+        >>> sampler = nk.Single(nk.Look(lambda x, t: 0.0 * x), nk.kernels.DDIM())
+        >>> state, trace = nk.run(sampler, jax.random.key(0), jnp.ones(3), steps)
+        >>> int(state.evals.model), state.look.x.shape
+        (10, (3,))
+    """
+    _check_inputs(key, x, steps)
+    first = jax.tree.map(lambda a: a[0], steps)
+    state = sampler.init(jax.random.fold_in(key, _INIT), x, first)
+    return resume(sampler, key, state, steps, record)
+
+
+def resume(
+    sampler: Sampler, key: Key, state: State, steps: Step, record: Record = summary, *, start: int = 0
+) -> tuple[State, PyTree]:
+    """Continue a run from a state: `steps` are the remaining rows, `start` the index of the first of them.
+
+    `resume(sampler, key, state, steps.rows(k), start=k)` after `run(sampler, key, x, steps.rows(0, k))` gives the
+    uninterrupted run's state.
+    """
+    _check_key(key)
+    _check_grid(steps)
+    indices = jnp.arange(steps.num_steps) + start
+
+    def body(state: State, row: tuple[Array, Step]) -> tuple[State, PyTree]:
+        index, step = row
+        state, info = sampler.step(jax.random.fold_in(key, index), state, step)
+        return state, record(state, info)
+
+    return jax.lax.scan(body, state, (indices, steps))
+
+
+def check(state: State) -> None:
+    """Raise on the host if any sample of a finished run has a status flag.
+
+    Raises:
+        FloatingPointError: naming the flags and how many samples carry each.
+    """
+    if not is_concrete(state.status):
+        raise TypeError("check reads values and runs on the host; call it outside jit, on the returned state.")
+    status = np.asarray(state.status)
+    names = {name: bit for name, bit in vars(Status).items() if name.isupper()}
+    found = {name: int(np.sum((status & bit) > 0)) for name, bit in names.items()}
+    if any(found.values()):
+        flags = ", ".join(f"{name} in {n} of {status.size}" for name, n in found.items() if n)
+        raise FloatingPointError(f"the run set status flags: {flags}; lower the strength or look at the reward.")
+
+
+def _check_key(key: Any) -> None:
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"key must be a typed key, got {type(key).__name__}; make one with jax.random.key(seed).")
+    if key.shape != ():
+        raise ValueError(f"key must be one key, got shape {key.shape}; use jax.vmap(run, (None, 0, 0, None)) for batches.")
+
+
+def _check_grid(steps: Any) -> None:
+    if not isinstance(steps, Step):
+        raise TypeError(f"steps must be the rows of a grid, got {type(steps).__name__}; use nk.grid(schedule, times).")
+    shapes = {jnp.shape(a) for a in steps}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+        raise ValueError(f"steps must hold arrays of one shape [num_steps], got {sorted(shapes)}.")
+
+
+def _check_inputs(key: Any, x: Any, steps: Any) -> None:
+    _check_key(key)
+    _check_grid(steps)
+    if not (hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating) and jnp.ndim(x) >= 1):
+        raise TypeError("x must be a floating-point array [*shape] with at least one axis, the noise to start from.")

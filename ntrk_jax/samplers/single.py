@@ -1,0 +1,76 @@
+"""One sample, one path: look, move, look, move, ..., look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ntrk_jax.core import Guidance, Info, Kernel, State, Step
+from ntrk_jax.look import Look
+from ntrk_jax.move import move
+from ntrk_jax.tree import pytree
+from ntrk_jax.typing import Array, Key, Sample
+
+__all__ = ["Single"]
+
+
+@pytree
+class Single:
+    """One sample moved by a (tilted) reverse kernel.
+
+    Attributes:
+        look: what is asked of the model and the reward.
+        kernel: the base reverse kernel.
+        guidance: a rule that tilts it, or None.
+
+    Shapes: x [*shape]; `state.log_weights` [] is the sum of log_ratio, so that
+        `state.log_weights + state.look.value / temperature` is the log importance weight of the whole path for the
+        tilted law (0 instead of the sum for a rule whose density is not exact).
+    Cost per step: one look, plus what the rule declares. num_steps NFE for num_steps rows.
+
+    Example:
+        >>> import jax.numpy as jnp, ntrk_jax as nk
+        >>> nk.Single(nk.Look(nk.models.Exact(nk.targets.das9().mixture, nk.schedules.VPCosine())), nk.kernels.DDIM()).kernel
+        kernels.DDIM(eta=1.0)
+    """
+
+    look: Look
+    kernel: Kernel
+    guidance: Guidance | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a rule that reads what the look does not ask for."""
+        refuse_missing_grad(self.look, self.guidance)
+
+    def init(self, key: Key, x: Sample, first: Step) -> State:
+        """The look at the initial noise."""
+        seen, evals, status = self.look.at(key, x, first.t, first.sigma_t)
+        return State(seen, jnp.zeros((), seen.x0.dtype), evals, status)
+
+    def step(self, key: Key, state: State, step: Step) -> tuple[State, Info]:
+        """Move, then look at where it led."""
+        key_move, key_look = jax.random.split(key)
+        moved, rule_evals = move(key_move, state.look, step, self.kernel, self.guidance, self.look)
+        seen, evals, status = self.look.at(key_look, moved.x, step.s, step.sigma_s)
+        evals = evals + rule_evals
+        state = State(seen, state.log_weights + moved.log_ratio, state.evals + evals, state.status | status)
+        return state, Info(seen.value, _ones(moved.log_ratio), moved.log_ratio, status, evals)
+
+
+def refuse_missing_grad(look: Any, guidance: Any) -> None:
+    """Raise ValueError if a rule reads a gradient that its look does not take."""
+    if guidance is None:
+        return
+    if not callable(guidance) or not hasattr(guidance, "needs_grad"):
+        raise TypeError(f"guidance must be a rule such as nk.guidance.NTRK(...), got {type(guidance).__name__}.")
+    if guidance.needs_grad and not look.grad:
+        name = type(guidance).__name__
+        raise ValueError(f"{name} reads the reward's gradient; use Look(model, reward, grad=True).")
+
+
+def _ones(like: Array) -> Array:
+    return jnp.ones_like(like)
+
+
