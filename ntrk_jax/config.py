@@ -40,7 +40,9 @@ def loads(text: str, *, arrays: Iterable[Any] = (), functions: Mapping[str, Call
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
-        raise ValueError(f"not the printed form of a configured object: {error.msg} at column {error.offset}.") from None
+        raise ValueError(
+            f"not the printed form of a configured object: {error.msg} at column {error.offset}."
+        ) from None
     by_digest = {digest(a): a for a in arrays if isinstance(a, (np.ndarray, jax.Array)) and not _is_key(a)}
     return _Reader(by_digest, dict(functions or {})).read(tree.body)
 

@@ -209,5 +209,5 @@ class Sampler(Protocol):
 
 
 def algebra_dtype(x: Array) -> Any:
-    """The dtype of the Gaussian algebra for samples like x: at least float32."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    """The dtype of the Gaussian algebra for samples like x: float64 for float64, else float32."""
+    return jnp.dtype(jnp.float64) if x.dtype == jnp.float64 else jnp.dtype(jnp.float32)

@@ -23,7 +23,8 @@ class Look:
     At t = 0 the Tweedie mean of x is x itself: the model is not called and the value is the true reward r(x).
 
     Attributes:
-        model: a `Denoiser`, (x [*shape], t []) -> x0 [*shape].
+        model: a `Denoiser`, (x [*shape], t []) -> x0 [*shape]. It sees x in the dtype of the Gaussian algebra (float32 for
+            bfloat16 latents); `models.Cast` runs a network in bfloat16.
         reward: x0 [*shape] -> [], or None.
         grad: whether to differentiate the value with respect to x.
         value: what stands for the soft value at x_t; None is the plug-in r(x0), one reward call.
@@ -68,7 +69,7 @@ class Look:
         t = jnp.asarray(t, dtype)
 
         def through_model(point: Sample) -> tuple[Any, Sample]:
-            x0 = self._tweedie(point, t, x.dtype)
+            x0 = self._tweedie(point, t)
             return self._value(key, point, t, x0), x0
 
         point = x.astype(dtype)
@@ -78,7 +79,7 @@ class Look:
         if self._through_model:
             (value, x0), grad = jax.value_and_grad(through_model, has_aux=True)(point)
         else:
-            x0 = self._tweedie(point, t, x.dtype)
+            x0 = self._tweedie(point, t)
             value, grad = jax.value_and_grad(lambda p: self._value(key, p, t, x0))(point)
         status = _status(value, grad, x0)
         grad = jnp.where(jnp.all(jnp.isfinite(grad)), grad, jnp.zeros_like(grad))
@@ -112,8 +113,8 @@ class Look:
     def _through_model(self) -> bool:
         return self.value is None or self.value.needs_x0
 
-    def _tweedie(self, x: Sample, t: Scalar, dtype: Any) -> Sample:
-        x0 = self.model(x.astype(dtype), t)
+    def _tweedie(self, x: Sample, t: Scalar) -> Sample:
+        x0 = self.model(x, t)
         if jnp.shape(x0) != x.shape:
             raise ValueError(f"the model must return x0 of the shape of x, {x.shape}, got {jnp.shape(x0)}.")
         return x0.astype(x.dtype)
@@ -133,7 +134,9 @@ class Look:
 
 def _scalar(value: Any, dtype: Any) -> Array:
     if jnp.shape(value) != ():
-        raise ValueError(f"a reward must return a scalar for one sample, got shape {jnp.shape(value)}; sum or index it.")
+        raise ValueError(
+            f"a reward must return a scalar for one sample, got shape {jnp.shape(value)}; sum or index it."
+        )
     return jnp.asarray(value).astype(dtype)
 
 

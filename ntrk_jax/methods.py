@@ -126,7 +126,9 @@ def dps_norm(model: Denoiser, reward: Reward, shape: tuple[int, ...] = (), *, st
     return dps(model, reward, shape, strength=strength, convention="norm", **parts)
 
 
-def dps_squared(model: Denoiser, reward: Reward, shape: tuple[int, ...] = (), *, strength: Strength = 0.1, **parts: Any):
+def dps_squared(
+    model: Denoiser, reward: Reward, shape: tuple[int, ...] = (), *, strength: Strength = 0.1, **parts: Any
+):
     """DPS as in its published equations: a constant factor on the gradient."""
     return dps(model, reward, shape, strength=strength, convention="squared", **parts)
 

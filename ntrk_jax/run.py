@@ -109,7 +109,9 @@ def _check_key(key: Any) -> None:
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"key must be a typed key, got {type(key).__name__}; make one with jax.random.key(seed).")
     if key.shape != ():
-        raise ValueError(f"key must be one key, got shape {key.shape}; use jax.vmap(run, (None, 0, 0, None)) for batches.")
+        raise ValueError(
+            f"key must be one key, got shape {key.shape}; use jax.vmap(run, (None, 0, 0, None)) for batches."
+        )
 
 
 def _check_grid(steps: Any) -> None:

@@ -89,7 +89,9 @@ class Sum:
         for rule, rule_key in zip(self.rules, jax.random.split(key, max(len(self.rules), 1)), strict=False):
             tilt = rule(look, base, step, key=rule_key, probe=probe)
             if tilt.project is not None and out.project is not None:
-                raise ValueError("at most one rule of a Sum may project its noise; use where='gradient' for the others.")
+                raise ValueError(
+                    "at most one rule of a Sum may project its noise; use where='gradient' for the others."
+                )
             project = tilt.project or out.project
             evals = out.evals + tilt.evals
             out = Tilt(out.mean + tilt.mean, out.noise + tilt.noise, out.scale * tilt.scale, project, evals)

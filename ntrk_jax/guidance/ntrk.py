@@ -122,7 +122,7 @@ class NTRK:
 
 
 def _direction(g: Array) -> Array:
-    """g scaled to norm sqrt(N), without overflow at any scale; zero stays zero."""
+    """G scaled to norm sqrt(N), without overflow at any scale; zero stays zero."""
     largest = jnp.max(jnp.abs(g))
     unit = g / jnp.where(largest > 0, largest, jnp.ones_like(largest))
     rms = jnp.sqrt(jnp.mean(jnp.square(unit)))

@@ -3,7 +3,7 @@ r"""The stochastic sampler of Karras et al. with its noise drawn last, so that i
 The published sampler first raises the noise level by a factor 1 + gamma, then takes a deterministic step. Starting the
 same chain half a step later, each row first denoises below its target level and then draws noise up to it:
 
-    x0, eps at (x_t, t)  ->  alpha_s x0 + (sigma_s / (1 + gamma)) eps + noise * sqrt(sigma_s^2 - (sigma_s / (1 + gamma))^2) z.
+    down = sigma_s / (1 + gamma),    x_s = alpha_s x0 + down eps + noise sqrt(sigma_s^2 - down^2) z.
 """
 
 from __future__ import annotations

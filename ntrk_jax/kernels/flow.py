@@ -47,7 +47,9 @@ class FlowODE:
 
     def __call__(self, look: Lookahead, step: Step) -> Gaussian:
         """A point mass at x_s."""
-        mean = look.x + (step.alpha_s - step.alpha_t) * look.x0 + (step.sigma_s - step.sigma_t) * tweedie.eps(look, step)
+        mean = (
+            look.x + (step.alpha_s - step.alpha_t) * look.x0 + (step.sigma_s - step.sigma_t) * tweedie.eps(look, step)
+        )
         return Gaussian(mean, jnp.zeros_like(step.sigma_s))
 
 
