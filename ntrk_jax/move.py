@@ -54,6 +54,7 @@ def move(
     noise = tilt.noise + tilt.scale * z
     if tilt.project is not None:
         noise = jax.lax.cond(jnp.any(tilt.noise != 0), tilt.project, lambda e, _: e, noise, key_project)
+    noise = jax.lax.optimization_barrier(noise)  # so that a zero tilt is fused, and rounded, like no tilt
     x = base.mean + tilt.mean + base.std * noise
     trivial = guidance is None or not exact
     log_ratio = jnp.zeros((), look.x.dtype) if trivial else _log_ratio(z, base.std, tilt)
@@ -63,5 +64,5 @@ def move(
 def _log_ratio(z: Array, std: Array, tilt: Tilt) -> Array:
     safe = jnp.where(std > 0, std, jnp.ones_like(std))
     distance = tilt.mean / safe + tilt.noise + tilt.scale * z
-    ratio = 0.5 * jnp.sum(z * z - distance * distance) + z.size * jnp.log(jnp.asarray(tilt.scale, z.dtype))
+    ratio = 0.5 * jnp.sum((z - distance) * (z + distance)) + z.size * jnp.log(jnp.asarray(tilt.scale, z.dtype))
     return jnp.where(std > 0, ratio, jnp.zeros_like(ratio))
