@@ -31,7 +31,7 @@ def common_dtype(*arrays: Any) -> Any:
 
 
 def flat(x: Any, size: int, dtype: Any, what: str) -> Array:
-    """x as a vector of `size` entries."""
+    """One sample as a vector of `size` entries."""
     x = jnp.asarray(x)
     if x.size != size:
         raise ValueError(f"{what} has {size} entries; got a sample of shape {x.shape}: pass one with {size} entries.")

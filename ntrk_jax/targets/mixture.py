@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.targets import tilted
+from ntrk_jax.targets.checks import check_positive, check_shapes, check_values
 from ntrk_jax.targets.tilted import all_concrete, contract
 from ntrk_jax.tree import derived, pytree
 from ntrk_jax.typing import Array, Key, Sample, Scalar
@@ -82,28 +83,24 @@ class GaussianMixture:
         dtype = jnp.result_type(float) if concrete else jnp.asarray(self.means).dtype
         xp, kind = (np, np.float64) if concrete else (jnp, dtype)
         weights, means, covs = (xp.asarray(f, kind) for f in fields)
-        _check_shapes(weights.shape, means.shape, covs.shape)
+        check_shapes(weights.shape, means.shape, covs.shape)
         if concrete:
-            _check_values(weights, means, covs)
+            check_values(weights, means, covs)
         values, vectors = xp.linalg.eigh(0.5 * (covs + xp.swapaxes(covs, 1, 2)))
-        if concrete and not np.all(values > 0):
-            k = int(np.argmin(values.min(-1)))
-            raise ValueError(
-                f"covs must be positive definite, got a smallest eigenvalue {values[k].min():.3g} in component {k}; "
-                "add a small multiple of the identity."
-            )
+        if concrete:
+            check_positive(values)
         with np.errstate(divide="ignore"):
             logits = xp.log(weights / weights.sum())
         _fill(self, dtype, weights, means, covs, logits, values, vectors)
 
     @property
     def num_components(self) -> int:
-        """K."""
+        """The number of components, K."""
         return self.means.shape[-2]
 
     @property
     def dim(self) -> int:
-        """d."""
+        """The number of dimensions, d."""
         return self.means.shape[-1]
 
     def mean(self) -> Array:
@@ -121,14 +118,7 @@ class GaussianMixture:
         which, noise = jax.random.split(key)
         labels = jax.random.categorical(which, self.logits, shape=(num,))
         z = jax.random.normal(noise, (num, self.dim), self.means.dtype)
-
-        def add(total: Array, part: tuple) -> tuple[Array, None]:
-            k, mean, values, vectors = part
-            draw = mean[None] + contract("nj,ij->ni", z * jnp.sqrt(values)[None], vectors)
-            return jnp.where((labels == k)[:, None], draw, total), None
-
-        parts = (jnp.arange(self.num_components), self.means, self.eigenvalues, self.eigenvectors)
-        return jax.lax.scan(add, jnp.zeros_like(z), parts)[0]
+        return _draw(labels, z, self.means, self.eigenvalues, self.eigenvectors)
 
     def log_prob(self, x: Sample) -> Array:
         """The log-density of one clean sample, []."""
@@ -162,13 +152,27 @@ class GaussianMixture:
         """The law of x_0 given x_t = x, itself a mixture (degenerate where sigma = 0). Cost: O(K d^3)."""
         given = self.condition(x, alpha, sigma)
         vectors = self.eigenvectors.astype(given.x.dtype)
-        start = jnp.where(given.clean, (given.x / given.safe_alpha)[None], self.means.astype(given.x.dtype))
-        means = start + contract("kij,kj->ki", vectors, given.gain * given.y)
+        means = self._posterior_means(given)
         covs = contract("kij,kj,klj->kil", vectors, given.left, vectors)
         out = object.__new__(GaussianMixture)
         logs = given.log_weights
         _fill(out, given.x.dtype, jnp.exp(logs), means, covs, logs, given.left, vectors)
         return out
+
+    def posterior_draws(self, key: Key, x: Sample, alpha: Scalar, sigma: Scalar, num: int) -> tuple[Array, Array]:
+        """Draws of x_0 given x_t = x, [num, *shape], and log-weights [num] that carry what draws cannot.
+
+        The draws move with x inside their component; the log-weights are 0, and their gradient is that of the
+        component's weight, so that log sum exp(log_weight + f(draw)) has the right gradient in x.
+        """
+        which, noise = jax.random.split(key)
+        given = self.condition(x, alpha, sigma)
+        fixed = jax.lax.stop_gradient(given.log_weights)
+        labels = jax.random.categorical(which, fixed, shape=(num,))
+        z = jax.random.normal(noise, (num, self.dim), given.x.dtype)
+        vectors = self.eigenvectors.astype(given.x.dtype)
+        draws = _draw(labels, z, self._posterior_means(given), given.left, vectors)
+        return draws.reshape(num, *jnp.shape(x)), (given.log_weights - fixed)[labels]
 
     def tilt(self, reward: Any, temperature: Scalar = 1.0) -> tilted.Tilted:
         """This law tilted by a linear or quadratic reward; see `targets.tilt`."""
@@ -219,7 +223,7 @@ class GaussianMixture:
         return Conditioned(x, jax.nn.log_softmax(logs), y, gain, sigma**2 * values / spread, spread, clean, safe)
 
     def relative_log_density(self, x: Sample, alpha: Scalar, sigma: Scalar, centre: Array, top: Array) -> Array:
-        """log N(x; alpha mu_k, V_k) - log N(x; alpha centre, (alpha^2 top + sigma^2) I) for each k, [K].
+        """Each log N(x; alpha mu_k, V_k) - log N(x; alpha centre, (alpha^2 top + sigma^2) I), [K].
 
         `top` is at least every eigenvalue; what is common to two laws cancels if they share `centre` and `top`.
         """
@@ -232,13 +236,18 @@ class GaussianMixture:
         narrow = jnp.sum(self._rotate(x, alpha) ** 2 * (alpha**2 * (top - values) / (spread * widest)), -1)
         return -0.5 * (moved + narrow + jnp.sum(jnp.log(spread / widest), -1))
 
+    def _posterior_means(self, given: Conditioned) -> Array:
+        """E[x_0 | x_t, k], [K, d]."""
+        start = jnp.where(given.clean, (given.x / given.safe_alpha)[None], self.means.astype(given.x.dtype))
+        return start + contract("kij,kj->ki", self.eigenvectors.astype(given.x.dtype), given.gain * given.y)
+
     def _rotate(self, x: Array, alpha: Array) -> Array:
         """y_k = Q_k'(x - alpha mu_k), [K, d]."""
         off = x[None] - alpha * self.means.astype(x.dtype)
         return contract("kij,ki->kj", self.eigenvectors.astype(x.dtype), off)
 
     def _inputs(self, x: Sample, alpha: Scalar, sigma: Scalar) -> tuple[Array, Array, Array]:
-        """x as a vector and the coefficients, in the widest of the dtypes of x and of the mixture."""
+        """The sample as a vector and the coefficients, in the widest of the dtypes of x and of the mixture."""
         x = jnp.asarray(x)
         if x.size != self.dim:
             raise ValueError(
@@ -272,29 +281,19 @@ def _like(flat: Array, x: Any) -> Array:
     return out.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else out
 
 
+def _draw(labels: Array, z: Array, means: Array, values: Array, vectors: Array) -> Array:
+    """mu_k + Q_k (sqrt(s_k) z) for the component k of each label, [num, d]; one component at a time."""
+
+    def add(total: Array, part: tuple) -> tuple[Array, None]:
+        k, mean, value, vector = part
+        draw = mean[None] + contract("nj,ij->ni", z * jnp.sqrt(value)[None], vector)
+        return jnp.where((labels == k)[:, None], draw, total), None
+
+    parts = (jnp.arange(means.shape[0]), means, values, vectors)
+    return jax.lax.scan(add, jnp.zeros_like(z), parts)[0]
+
+
 def _fill(mixture: GaussianMixture, dtype: Any, *values: Any) -> None:
     names = ("weights", "means", "covs", "logits", "eigenvalues", "eigenvectors")
     for name, array in zip(names, values, strict=True):
         object.__setattr__(mixture, name, jnp.asarray(array, dtype))
-
-
-def _check_shapes(weights: tuple, means: tuple, covs: tuple) -> None:
-    fits = len(weights) == 1 and len(means) == 2 and weights[0] > 0 and means == (weights[0], means[-1])
-    if not (fits and means[1] > 0 and covs == (*means, means[1])):
-        raise ValueError(
-            "a mixture needs weights [K], means [K, d] and covs [K, d, d] with K and d at least 1, got shapes "
-            f"{weights}, {means} and {covs}."
-        )
-
-
-def _check_values(weights: np.ndarray, means: np.ndarray, covs: np.ndarray) -> None:
-    if not (np.all(np.isfinite(means)) and np.all(np.isfinite(covs))):
-        raise ValueError("means and covs must be finite, got NaN or infinite entries.")
-    if not (np.all(weights >= 0) and abs(weights.sum() - 1.0) <= 1e-5):
-        raise ValueError(
-            f"weights must be normalised: not negative and summing to one, got a sum of {weights.sum():.6g} and a "
-            f"minimum of {weights.min():.3g}; divide them by their sum."
-        )
-    gap = np.abs(covs - np.swapaxes(covs, 1, 2)).max((1, 2))
-    if not np.all(gap <= 1e-5 * np.abs(covs).max((1, 2))):
-        raise ValueError(f"covs must be symmetric, got entries that differ by {gap.max():.3g}; use (S + S') / 2.")
