@@ -1,0 +1,59 @@
+r"""What every whitening operator does before it projects.
+
+A direction g of any scale becomes g sqrt(N) / |g|, computed as (g / m) / rms(g / m) with m = max |g|, so that
+neither 1e-30 nor 1e30 over- or underflows; bfloat16 is lifted to float32 first. A zero direction carries no
+information and becomes fresh noise; an input with a non-finite entry is replaced by plain noise and flagged.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ntrk_jax.core import algebra_dtype
+from ntrk_jax.typing import Array, Key
+
+__all__ = ["NONFINITE_INPUT", "Prepared", "direction", "noise_input"]
+
+NONFINITE_INPUT = 1
+"""Status bit: the input had a non-finite entry and was replaced by plain noise."""
+
+_DEFAULT_SEED = 20260618
+
+
+class Prepared(NamedTuple):
+    """A finite input in at least float32: values [*shape], keyed noise [*shape], a spare key, status bits []."""
+
+    values: Array
+    noise: Array
+    key: Key
+    status: Array
+
+
+def _open(x: Array, key: Key | None) -> Prepared:
+    """Lift the dtype, draw the noise, replace a non-finite input."""
+    key = jax.random.key(_DEFAULT_SEED) if key is None else key
+    noise_key, spare = jax.random.split(key)
+    x = jnp.asarray(x)
+    x = x.astype(algebra_dtype(x))
+    noise = jax.random.normal(noise_key, x.shape, x.dtype)
+    finite = jnp.all(jnp.isfinite(x))
+    status = jnp.where(finite, 0, NONFINITE_INPUT).astype(jnp.int32)
+    return Prepared(jnp.where(finite, x, noise), noise, spare, status)
+
+
+def direction(g: Array, key: Key | None) -> Prepared:
+    """A direction of any scale, [*shape] -> values with norm sqrt(N); zero becomes fresh noise."""
+    opened = _open(g, key)
+    top = jnp.max(jnp.abs(opened.values))
+    scaled = opened.values / jnp.where(top > 0, top, jnp.ones_like(top))
+    unit = scaled * jax.lax.rsqrt(jnp.mean(scaled * scaled) + jnp.where(top > 0, 0.0, 1.0).astype(scaled.dtype))
+    return opened._replace(values=jnp.where(top > 0, unit, opened.noise))
+
+
+def noise_input(z: Array, key: Key | None) -> Prepared:
+    """A noise, perhaps biased, [*shape]: taken as it is, but for entries beyond 1e15, which are clipped."""
+    opened = _open(z, key)
+    return opened._replace(values=jnp.clip(opened.values, -1e15, 1e15))

@@ -1,0 +1,90 @@
+r"""The confidence sets of one domain: values, tile means, tile energies, total mean and total energy.
+
+With the entries y [N] in tiling order, M tiles of D and an interval of probability `confidence` for every statistic:
+
+- values: the two-level order-statistic set of y as M rows of D;
+- tile means: m_i sqrt(D), M standard normal numbers, a two-level set with rows of about 16;
+- tile energies: sqrt(2 sum (y - m_i)^2), M numbers sqrt(2 chi2_{D-1}), likewise;
+- the mean sqrt(N) m, and the energy sqrt(2 sum (y - m)^2), one interval each.
+
+Each is met by moving y as little as possible: to the clipped order statistics, by a shift, by a scale.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ntrk_jax.typing import Array
+from ntrk_jax.whitening import domains
+from ntrk_jax.whitening.order_statistics import Bounds, bounds, clip_sorted, rows_for
+
+__all__ = ["Tables", "project_domain", "tables_for"]
+
+_ROW_OF_STATISTICS = 16
+
+
+class Tables(NamedTuple):
+    """What one domain needs: its tiling order [N], its inverse [N], and the bounds of its statistics."""
+
+    order: Array
+    place: Array
+    values: Bounds
+    means: Bounds
+    energies: Bounds
+    mean: Bounds
+    energy: Bounds
+
+
+@lru_cache(maxsize=64)
+def tables_for(name: str, shape: tuple[int, ...], confidence: float, size: int) -> Tables:
+    """The tables of a domain for a shape, made once on the host."""
+    n = int(np.prod(shape, dtype=np.int64))
+    alpha = float(1.0 - confidence)
+    order = domains.order(name, shape, size)
+    place = np.empty_like(order)
+    place[order] = np.arange(n, dtype=np.int32)
+    m, d = rows_for(n, size)
+    return Tables(
+        order,
+        place,
+        bounds(n, size, alpha),
+        bounds(m, _ROW_OF_STATISTICS, alpha),
+        bounds(m, _ROW_OF_STATISTICS, alpha, max(d - 1, 1)),
+        bounds(1, 1, alpha),
+        bounds(1, 1, alpha, max(n - 1, 1)),
+    )
+
+
+def _shift_and_scale(rows: Array, means: Bounds, energies: Bounds, relax: float) -> tuple[Array, Array]:
+    """Clip the means and energies of rows [m, d]: the moved rows and the largest violation."""
+    d = rows.shape[1]
+    root = float(np.sqrt(d))
+    mean = jnp.mean(rows, axis=1)
+    rest = rows - mean[:, None]
+    new_mean, worst = clip_sorted(mean * root, means, relax)
+    if d == 1:
+        return (new_mean / root)[:, None], worst
+    energy = jnp.sqrt(2.0 * jnp.sum(rest * rest, axis=1))
+    new_energy, worst_energy = clip_sorted(energy, energies, relax)
+    tiny = jnp.asarray(1e-20, rows.dtype)
+    gain = jnp.where(energy > tiny, jnp.maximum(new_energy, 0.0) / jnp.maximum(energy, tiny), 1.0)
+    return (new_mean / root)[:, None] + rest * gain[:, None], jnp.maximum(worst, worst_energy)
+
+
+def project_domain(y: Array, table: Tables, relax: float) -> tuple[Array, Array]:
+    """One pass over the sets of a domain: y [*shape] -> (moved [*shape], the largest violation of y [])."""
+    flat = y.reshape(-1)[table.order]
+    n = flat.shape[0]
+    m, d = table.values.lower.shape
+    moved, worst = clip_sorted(flat, table.values, relax)
+    _, worst_tiles = _shift_and_scale(flat[: m * d].reshape(m, d), table.means, table.energies, relax)
+    _, worst_total = _shift_and_scale(flat[None, :], table.mean, table.energy, relax)
+    rows, _ = _shift_and_scale(moved[: m * d].reshape(m, d), table.means, table.energies, relax)
+    moved = jnp.concatenate([rows.reshape(-1), moved[m * d :]]) if m * d < n else rows.reshape(-1)
+    moved, _ = _shift_and_scale(moved[None, :], table.mean, table.energy, relax)
+    worst = jnp.maximum(worst, jnp.maximum(worst_tiles, worst_total))
+    return moved.reshape(-1)[table.place].reshape(y.shape), worst
