@@ -1,0 +1,140 @@
+"""A small functional trainer: `fit(key, loss, params, data, optimizer, num_steps) -> FitState`.
+
+Step i draws its batch and its noise from fold_in(key, i), so the state after n steps does not depend on how
+the steps were cut into chunks or runs: a run resumed from a checkpoint equals an uninterrupted one.
+The steps of a chunk are one `lax.scan`; between chunks the host reports progress and saves.
+Parameters may be any pytree of arrays (the state half of `flax.nnx.split` is one).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ntrk_jax.typing import Array, Key, PyTree
+
+if TYPE_CHECKING:
+    import optax
+
+__all__ = ["FitState", "fit", "restore", "save"]
+
+
+class FitState(NamedTuple):
+    """A training run after `step` steps.
+
+    step: [] int32. params: the trained parameters. average: their exponential moving average.
+    opt_state: the optimiser's. loss: [] the mean loss over the last chunk.
+    """
+
+    step: Array
+    params: PyTree
+    average: PyTree
+    opt_state: PyTree
+    loss: Array
+
+
+def fit(
+    key: Key, loss: Callable[[Key, PyTree, PyTree], Array], params: PyTree, data: PyTree,
+    optimizer: optax.GradientTransformation, num_steps: int, *, batch_size: int = 128, decay: float = 0.999,
+    chunk: int = 500, checkpoint: str | os.PathLike | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> FitState:  # fmt: skip
+    """Minimise the mean of `loss` over `data` by stochastic gradient steps.
+
+    Args:
+        key: names the whole run, with step i using fold_in(key, i).
+        loss: (key, params, sample) -> [], on one sample.
+        params: where to start. data: arrays [num_samples, ...], a pytree of them; kept on the device.
+        optimizer: an optax transformation. num_steps: the total number of steps.
+        batch_size: samples a step, drawn with replacement.
+        decay: of the moving average; it starts as 1 / (step + 1) so that early steps do not linger.
+        chunk: steps between two reports and checkpoints.
+        checkpoint: a folder. If it exists the run goes on from there; it is rewritten after every chunk.
+        progress: called as progress(step, loss) after every chunk.
+
+    Returns:
+        The state after num_steps steps; `average` is what one usually samples with.
+
+    Cost: num_steps * batch_size loss values and gradients; compiles once, and once more for a last, shorter chunk.
+
+    Raises:
+        ValueError: if there is no data, a count is not positive, or the checkpoint cannot be read.
+    """
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(data)}
+    if len(sizes) != 1 or min(sizes) < 1:
+        raise ValueError(f"data must be arrays with one common, positive first axis, got sizes {sorted(sizes)}.")
+    if min(num_steps, batch_size, chunk) < 1:
+        raise ValueError(f"num_steps, batch_size and chunk must be positive, got {num_steps, batch_size, chunk}.")
+    state = FitState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), jnp.zeros((), jnp.float32))
+    if checkpoint is not None and Path(checkpoint).exists():
+        state = restore(checkpoint, state)
+    advance = _chunk(loss, optimizer, batch_size)
+    while int(state.step) < num_steps:
+        state = advance(key, data, decay, state, min(chunk, num_steps - int(state.step)))
+        if checkpoint is not None:
+            save(checkpoint, state)
+        if progress is not None:
+            progress(int(state.step), float(state.loss))
+    return state
+
+
+def _chunk(loss: Callable, optimizer: optax.GradientTransformation, batch_size: int) -> Callable:
+    """The jitted function that takes a state `length` steps further."""
+    import optax
+
+    def step(key: Key, data: PyTree, decay: Any, state: FitState) -> tuple[FitState, Array]:
+        pick_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+        rows = jax.random.randint(pick_key, (batch_size,), 0, jax.tree.leaves(data)[0].shape[0])
+        batch = jax.tree.map(lambda a: a[rows], data)
+        keys = jax.random.split(loss_key, batch_size)
+
+        def mean_loss(params: PyTree) -> Array:
+            return jnp.mean(jax.vmap(loss, in_axes=(0, None, 0))(keys, params, batch))
+
+        value, grad = jax.value_and_grad(mean_loss)(state.params)
+        updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        count = state.step.astype(jnp.float32) + 1.0
+        keep = jnp.minimum(jnp.asarray(decay, jnp.float32), count / (count + 10.0))
+        average = jax.tree.map(lambda a, p: a + (1.0 - keep).astype(a.dtype) * (p - a), state.average, params)
+        return FitState(state.step + 1, params, average, opt_state, state.loss), value
+
+    def advance(key: Key, data: PyTree, decay: Any, state: FitState, length: int) -> FitState:
+        state, values = jax.lax.scan(lambda s, _: step(key, data, decay, s), state, length=length)
+        return state._replace(loss=jnp.mean(values).astype(jnp.float32))
+
+    return jax.jit(advance, static_argnums=4)
+
+
+def save(path: str | os.PathLike, state: PyTree) -> None:
+    """Write a pytree of arrays to a folder with orbax, replacing what was there only when all is written."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(Path(path).absolute(), state, force=True)
+
+
+def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
+    """Read what `save` wrote; `like` gives the structure, shapes and dtypes. Nothing in the file is executed.
+
+    Raises:
+        ValueError: if there is no checkpoint at `path`, or it does not hold a tree like `like`.
+    """
+    import orbax.checkpoint as ocp
+
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            out = reader.restore(Path(path).absolute(), shapes)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} is not a checkpoint that fits this run ({reason[:200]}); "
+            "give another folder, or delete it to train from scratch."
+        ) from None
+    return out
