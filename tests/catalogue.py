@@ -1,0 +1,103 @@
+"""What the contract tests run: every catalogue entry on a small exact problem, as a vector and as an image."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ntrk_jax as nk
+
+SHAPES = {"vector": (6,), "image": (4, 4, 2)}
+DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+NUM_STEPS = 5
+BATCH = 3
+
+
+@nk.pytree
+class Poisoned:
+    """A reward that is NaN for the samples whose `poison` is 1."""
+
+    reward: Any
+    poison: Any = 0.0
+
+    def __call__(self, x0):
+        return jnp.where(self.poison > 0, jnp.nan, self.reward(x0))
+
+
+@nk.pytree
+class Trace:
+    """Host counters of what was really executed."""
+
+    model: Any = nk.static(None)
+    reward: Any = nk.static(None)
+
+
+@functools.lru_cache
+def problem(shape):
+    """A skewed two-component law on `shape`, its exact denoiser and a negative quadratic reward."""
+    size = int(np.prod(shape))
+    rng = np.random.default_rng(0)
+    root = 0.3 * rng.normal(size=(2, size, size)) / np.sqrt(size)
+    covs = root @ root.transpose(0, 2, 1) + 0.1 * np.eye(size)
+    means = np.stack([np.full(size, -0.5), np.linspace(0.2, 1.0, size)])
+    mixture = nk.targets.GaussianMixture(jnp.array([0.3, 0.7]), jnp.asarray(means), jnp.asarray(covs))
+    reward = nk.rewards.Quadratic(jnp.eye(size), jnp.full(size, 0.4), c=-4.0)
+    return mixture, reward
+
+
+def schedule():
+    return nk.schedules.VPCosine()
+
+
+def steps():
+    return nk.grid(schedule(), nk.grids.uniform(NUM_STEPS))
+
+
+def strengths(entry):
+    """Two strengths in the range of a method, neither of them off."""
+    if entry.strength is None:
+        return ({}, {})
+    values = (2.0, 3.0) if entry.strength == "temperature" else (0.05, 0.1)
+    return tuple({entry.strength: jnp.float32(v)} for v in values)
+
+
+def build(name, shape, *, model=None, reward=None, poison=0.0, **options):
+    """The sampler of a method on the problem of a shape."""
+    mixture, exact = problem(shape)
+    entry = nk.methods.CATALOGUE[name]
+    model = model or nk.models.Exact(mixture, schedule())
+    return entry.build(model, Poisoned(reward or exact, poison), shape, **options)
+
+
+def noise(name, shape, dtype, seed=1):
+    """Initial noises [BATCH, (particles), *shape]."""
+    particles = (4,) if nk.methods.CATALOGUE[name].population else ()
+    return jax.random.normal(jax.random.key(seed), (BATCH, *particles, *shape)).astype(dtype)
+
+
+def keys(seed=2):
+    return jax.random.split(jax.random.key(seed), BATCH)
+
+
+@functools.lru_cache
+def batched():
+    """vmap of run over keys, noises and the poison of each sample, jitted; one function for all tests."""
+
+    def poisoned(sampler, poison):
+        def swap(path, leaf):
+            return poison if getattr(path[-1], "name", "") == "poison" else leaf
+
+        return jax.tree_util.tree_map_with_path(swap, sampler)
+
+    def one(sampler, key, x, poison, grid):
+        return nk.run(poisoned(sampler, poison), key, x, grid)
+
+    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, None)))
+
+
+def go(sampler, key, x, poison=None):
+    """Run a batch; poison [BATCH] is 1 where the reward is to be NaN."""
+    clean = jnp.zeros(BATCH, jnp.float32) if poison is None else poison
+    return batched()(sampler, key, x, clean, steps())

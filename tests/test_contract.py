@@ -1,0 +1,138 @@
+"""The contract that every method of the catalogue keeps, in two precisions and on two shapes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from catalogue import (
+    BATCH,
+    DTYPES,
+    NUM_STEPS,
+    SHAPES,
+    batched,
+    build,
+    go,
+    keys,
+    noise,
+    problem,
+    schedule,
+    steps,
+    strengths,
+)
+
+import ntrk_jax as nk
+
+NAMES = nk.methods.names()
+CASES = [(n, d, s) for n in NAMES for s in SHAPES for d in DTYPES]
+
+
+@pytest.fixture(params=CASES, ids=lambda c: "-".join(c), scope="module")
+def case(request):
+    name, dtype, shape = request.param
+    first, second = strengths(nk.methods.CATALOGUE[name])
+    x = noise(name, SHAPES[shape], DTYPES[dtype])
+    sampler = build(name, SHAPES[shape], poison=jnp.float32(0), **first)
+    return name, SHAPES[shape], x, sampler, second
+
+
+def test_runs_with_the_shapes_and_dtypes_of_its_input(case):
+    _, _, x, sampler, _ = case
+    state, trace = go(sampler, keys(), x)
+    assert state.look.x.shape == x.shape
+    assert state.look.x.dtype == x.dtype
+    assert np.all(np.isfinite(np.asarray(state.look.x, np.float32)))
+    assert trace.value.shape == (BATCH, NUM_STEPS)
+    assert not np.any(state.status)
+
+
+def test_state_is_a_fixed_point_of_step(case):
+    _, _, x, sampler, _ = case
+    first = jax.tree.map(lambda a: a[0], steps())
+    state = jax.eval_shape(sampler.init, jax.random.key(0), x[0], first)
+    after, _ = jax.eval_shape(sampler.step, jax.random.key(0), state, first)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert [(a.shape, a.dtype) for a in jax.tree.leaves(after)] == [(a.shape, a.dtype) for a in jax.tree.leaves(state)]
+
+
+def test_other_strengths_compile_nothing(case):
+    name, shape, x, sampler, second = case
+    go(sampler, keys(), x)
+    compiled = batched()._cache_size()
+    go(build(name, shape, poison=jnp.float32(0), **second), keys(3), x)
+    assert batched()._cache_size() == compiled
+
+
+def test_same_key_same_answer_other_key_other_answer(case):
+    name, _, x, sampler, _ = case
+    one, again = go(sampler, keys(), x)[0], go(sampler, keys(), x)[0]
+    np.testing.assert_array_equal(one.look.x, again.look.x)
+    other = go(sampler, keys(5), x)[0]
+    deterministic = name in ("ddim", "flow_ode")
+    assert np.array_equal(one.look.x, other.look.x) == deterministic
+
+
+def test_a_sample_does_not_depend_on_its_batch_mates(case):
+    name, shape, x, sampler, _ = case
+    alone = go(sampler, keys(), x)[0].look.x[0]
+    mates = noise(name, shape, x.dtype, seed=9).at[0].set(x[0])
+    others = jax.random.split(jax.random.key(7), BATCH)
+    mixed_keys = jax.random.wrap_key_data(jax.random.key_data(others).at[0].set(jax.random.key_data(keys())[0]))
+    np.testing.assert_array_equal(go(sampler, mixed_keys, mates)[0].look.x[0], alone)
+
+
+def test_a_nonfinite_reward_sets_its_flag_and_does_not_spread(case):
+    _, _, x, sampler, _ = case
+    clean = go(sampler, keys(), x)[0]
+    state = go(sampler, keys(), x, poison=jnp.array([0.0, 1.0, 0.0], jnp.float32))[0]
+    assert list(np.asarray(state.status) & nk.Status.NONFINITE_REWARD) == [0, nk.Status.NONFINITE_REWARD, 0]
+    for i in (0, 2):
+        np.testing.assert_array_equal(state.look.x[i], clean.look.x[i])
+    assert np.all(np.isfinite(np.asarray(state.look.x, np.float32)))
+    with pytest.raises(FloatingPointError, match="NONFINITE_REWARD in 1 of 3"):
+        nk.check(state)
+
+
+def test_repr_reads_back(case):
+    _, _, _, sampler, _ = case
+    assert nk.config.loads(repr(sampler), arrays=jax.tree.leaves(sampler)) == sampler
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if nk.methods.CATALOGUE[n].strength])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strength_off_is_the_unguided_sampler_bitwise(name, shape, dtype):
+    entry = nk.methods.CATALOGUE[name]
+    off = build(name, SHAPES[shape], poison=jnp.float32(0), **{entry.strength: jnp.float32(entry.off)})
+    plain = nk.Single(off.look, off.kernel)
+    x = noise(name, SHAPES[shape], DTYPES[dtype])
+    expected, actual = go(plain, keys(), x)[0], go(off, keys(), x)[0]
+    np.testing.assert_array_equal(actual.look.x, expected.look.x)
+    np.testing.assert_array_equal(actual.log_weights, np.zeros(BATCH))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_declared_evaluations_are_those_executed(name):
+    shape = SHAPES["vector"]
+    mixture, reward = problem(shape)
+    calls, rewards = nk.models.Counter(), nk.models.Counter()
+    model = nk.models.Counted(nk.models.Exact(mixture, schedule()), calls)
+    sampler = build(name, shape, model=model, reward=nk.models.Counted(reward, rewards))
+    state, _ = go(sampler, keys(), noise(name, shape, jnp.float32))
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    declared = [int(np.sum(n)) for n in state.evals]
+    assert declared == [calls.forward, calls.vjp, rewards.forward, rewards.vjp]
+    particles = 4 if nk.methods.CATALOGUE[name].population else 1
+    assert declared[0] == NUM_STEPS * particles * BATCH
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumed_equals_uninterrupted(name):
+    shape = SHAPES["vector"]
+    sampler = build(name, shape)
+    x, key, grid = noise(name, shape, jnp.float32)[0], jax.random.key(4), steps()
+    whole, _ = jax.jit(nk.run)(sampler, key, x, grid)
+    half, _ = jax.jit(nk.run)(sampler, key, x, grid.rows(0, 2))
+    rest, _ = jax.jit(nk.resume, static_argnames="start")(sampler, key, half, grid.rows(2), start=2)
+    for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)

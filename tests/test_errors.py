@@ -1,0 +1,133 @@
+"""What is refused, and what the refusal says: build time, trace time, run time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+import ntrk_jax as nk
+
+STEPS = nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(3))
+X = jnp.ones(3)
+
+
+def model(x, t):
+    return 0.5 * x
+
+
+def total(x0):
+    return jnp.sum(x0)
+
+
+def single(**kwargs):
+    return nk.Single(nk.Look(model, total, grad=True), nk.kernels.DDIM(), **kwargs)
+
+
+class ValueOnly:
+    differentiable = False
+
+    def __call__(self, x0):
+        return jnp.sum(x0)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: nk.Look(3.0), TypeError, "called as model"),
+        (lambda: nk.Look(model, grad=True), ValueError, "needs a reward"),
+        (lambda: nk.Look(model, ValueOnly(), grad=True), ValueError, "gives values only"),
+        (lambda: nk.Single(nk.Look(model, total), nk.kernels.DDIM(), nk.guidance.DPS()), ValueError, "grad=True"),
+        (lambda: nk.Single(nk.Look(model), nk.kernels.DDIM(), "ntrk"), TypeError, "must be a rule"),
+        (lambda: nk.BestOfN(nk.Single(nk.Look(model), nk.kernels.DDIM()), 2), ValueError, "chooses by reward"),
+        (lambda: nk.BestOfN(single(), 0), ValueError, "num_particles must be at least 1"),
+        (lambda: nk.guidance.NTRK(None, 1.0), ValueError, r"must lie in \[0, 1\), got 1.0"),
+        (lambda: nk.guidance.NTRK(None, 0.1, where="mean"), ValueError, "'gradient' or 'mixed'"),
+        (lambda: nk.guidance.Calibrated(0.0), ValueError, "temperature must lie in"),
+        (lambda: nk.guidance.Calibrated(1.0, max_strength=1.0), ValueError, "max_strength"),
+        (lambda: nk.guidance.DPS(-1.0), ValueError, "DPS strength must lie in"),
+        (lambda: nk.guidance.DPS(convention="cubed"), ValueError, "norm, squared, likelihood"),
+    ],
+)
+def test_build_time(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: nk.run(single(), jax.random.PRNGKey(0), X, STEPS), TypeError, "jax.random.key"),
+        (lambda: nk.run(single(), 0, X, STEPS), TypeError, "typed key"),
+        (lambda: nk.run(single(), jax.random.split(jax.random.key(0)), X, STEPS), ValueError, "jax.vmap"),
+        (lambda: nk.run(single(), jax.random.key(0), jnp.ones(3, int), STEPS), TypeError, "floating-point"),
+        (lambda: nk.run(single(), jax.random.key(0), jnp.float32(1.0), STEPS), TypeError, "at least one axis"),
+        (lambda: nk.run(single(), jax.random.key(0), X, jnp.ones(3)), TypeError, "nk.grid"),
+        (lambda: nk.run(single(), jax.random.key(0), X, STEPS._replace(t=jnp.ones(2))), ValueError, "one shape"),
+        (lambda: nk.run(nk.BestOfN(single(), 4), jax.random.key(0), jnp.ones((2, 3)), STEPS), ValueError, "4 initial"),
+        (
+            lambda: nk.draw(jax.random.key(0), nk.run(single(), jax.random.key(0), X, STEPS)[0]),
+            ValueError,
+            "population",
+        ),
+    ],
+)
+def test_trace_time(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_wrong_shapes_from_model_and_reward():
+    with pytest.raises(ValueError, match="shape of x"):
+        nk.run(nk.Single(nk.Look(lambda x, t: x[:1]), nk.kernels.DDIM()), jax.random.key(0), X, STEPS)
+    with pytest.raises(ValueError, match="scalar for one sample"):
+        nk.run(nk.Single(nk.Look(model, lambda x0: x0), nk.kernels.DDIM()), jax.random.key(0), X, STEPS)
+
+
+def test_only_one_rule_of_a_sum_may_project():
+    mixed = nk.guidance.NTRK(nk.whitening.UnitNorm(), 0.1, where="mixed")
+    with pytest.raises(ValueError, match="at most one rule"):
+        nk.run(single(guidance=nk.guidance.Sum((mixed, mixed))), jax.random.key(0), X, STEPS)
+
+
+def test_run_time_flags_a_nonfinite_gradient_and_goes_on():
+    sampler = nk.Single(nk.Look(model, lambda x0: jnp.sum(jnp.sqrt(x0 * 0.0))), nk.kernels.DDIM())
+    guided = nk.Single(
+        nk.Look(model, lambda x0: jnp.sum(jnp.sqrt(x0 * 0.0)), grad=True), nk.kernels.DDIM(), nk.guidance.DPS(1.0)
+    )
+    state, _ = nk.run(guided, jax.random.key(0), X, STEPS)
+    assert int(state.status) == nk.Status.NONFINITE_GRAD
+    plain, _ = nk.run(sampler, jax.random.key(0), X, STEPS)
+    assert int(plain.status) == 0
+    np.testing.assert_allclose(state.look.x, plain.look.x, rtol=1e-6)
+    with pytest.raises(FloatingPointError, match="NONFINITE_GRAD in 1 of 1"):
+        nk.check(state)
+    nk.check(plain)
+
+
+def test_run_time_flags_a_nonfinite_sample():
+    state, _ = nk.run(nk.Single(nk.Look(lambda x, t: x / 0.0), nk.kernels.DDIM()), jax.random.key(0), X, STEPS)
+    assert int(state.status) & nk.Status.NONFINITE_SAMPLE
+
+
+def test_check_is_for_the_host():
+    with pytest.raises(TypeError, match="outside jit"):
+        jax.jit(lambda k: nk.check(nk.run(single(), k, X, STEPS)[0]))(jax.random.key(0))
+
+
+def test_checkify_goes_through_the_whole_loop():
+    with jax.debug_key_reuse(False):
+        checked = checkify.checkify(nk.run, errors=checkify.nan_checks)
+        error, _ = jax.jit(checked)(single(), jax.random.key(0), X, STEPS)
+        assert error.get() is None
+        bad = nk.Single(nk.Look(lambda x, t: jnp.sqrt(-jnp.abs(x))), nk.kernels.DDIM())
+        error, _ = jax.jit(checked)(bad, jax.random.key(0), X, STEPS)
+        assert "nan generated" in error.get()
+
+
+def test_records():
+    state, (xs, info) = nk.run(single(), jax.random.key(0), X, STEPS, record=nk.trajectory)
+    assert xs.shape == (3, 3)
+    np.testing.assert_array_equal(xs[-1], state.look.x)
+    assert info.value.shape == (3,)
+    assert nk.run(single(), jax.random.key(0), X, STEPS, record=lambda s, i: ())[1] == ()

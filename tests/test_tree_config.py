@@ -1,0 +1,108 @@
+"""Value objects: pytrees that print, compare and read back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntrk_jax as nk
+from ntrk_jax.tree import Function, digest
+
+
+@nk.pytree
+class Thing:
+    strength: float = 1.0
+    name: str = nk.static("plain")
+    table: jax.Array | None = nk.derived()
+
+    def __post_init__(self):
+        object.__setattr__(self, "table", jnp.arange(3.0) * self.strength)
+
+
+def test_leaves_statics_and_derived_tables():
+    thing = Thing(2.0, "other")
+    assert len(jax.tree.leaves(thing)) == 2
+    assert repr(thing).endswith("Thing(strength=2.0, name='other')")
+    assert thing == Thing(2.0, "other")
+    assert thing != Thing(2.0)
+    assert thing != 3
+    np.testing.assert_array_equal(nk.replace(thing, strength=3.0).table, [0.0, 3.0, 6.0])
+
+
+def test_rebuilding_does_not_construct_again():
+    doubled = jax.tree.map(lambda a: 2 * a, Thing(2.0))
+    assert doubled.strength == 4.0
+    np.testing.assert_array_equal(doubled.table, [0.0, 4.0, 8.0])
+    jax.tree.map(lambda _: None, nk.kernels.DDIM(0.5))  # placeholders must not meet the range check
+
+
+def test_equal_objects_have_equal_hashes():
+    assert hash(Thing(2.0)) == hash(Thing(2.0))
+
+
+def test_functions_given_as_fields_are_part_of_the_program():
+    look = nk.Look(jnp.sin)
+    assert jax.tree.leaves(look) == []
+    assert isinstance(look.model, Function)
+    assert "sin" in repr(look)
+    assert nk.Look(jnp.sin) == look
+    assert nk.Look(jnp.cos) != look
+
+
+def test_traced_fields_print_as_traced():
+    assert "traced" in jax.jit(lambda s: _Text(repr(nk.kernels.DDIM(s))))(1.0).text
+
+
+@jax.tree_util.register_static
+class _Text:
+    def __init__(self, text):
+        self.text = text
+
+    def __eq__(self, other):
+        return self.text == other.text
+
+    def __hash__(self):
+        return hash(self.text)
+
+
+def test_reads_back_numbers_arrays_functions_and_nesting():
+    big = jnp.arange(200.0)
+    reward = nk.rewards.Linear(big, c=-1.0)
+    sampler = nk.Single(
+        nk.Look(jnp.tanh, reward, grad=True), nk.kernels.EDM(), nk.guidance.Sum((nk.guidance.DPS(0.5),))
+    )
+    text = repr(sampler)
+    assert digest(big) in text
+    functions = {"jax._src.numpy.ufuncs:tanh": jnp.tanh}
+    name = text.split("function('")[1].split("'")[0]
+    assert nk.config.loads(text, arrays=[big], functions={name: jnp.tanh, **functions}) == sampler
+    with pytest.raises(ValueError, match="was not handed in; pass arrays"):
+        nk.config.loads(text, functions={name: jnp.tanh})
+    with pytest.raises(ValueError, match="was not handed in; pass functions"):
+        nk.config.loads(text, arrays=[big])
+
+
+def test_reads_back_keys_and_containers():
+    key = jax.random.key(3)
+    text = nk.tree.describe({"key": key, "list": [1, -2.5], "one": (float("inf"),), "two": (1, 2)})
+    back = nk.config.loads(text)
+    assert jax.random.key_data(back["key"]).tolist() == jax.random.key_data(key).tolist()
+    assert back["list"] == [1, -2.5]
+    assert back["one"] == (float("inf"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kernels.DDIM(eta=", "not the printed form"),
+        ("__import__('os').system('true')", "unknown class|cannot read"),
+        ("kernels.Nothing()", "unknown class 'kernels.Nothing'"),
+        ("kernels.DDIM(eta=1.0, wrong=2)", "cannot be built"),
+        ("kernels.DDIM(eta=1 + 1)", "only constructors and literals"),
+        ("(lambda: 1)()", "cannot read"),
+        ("kernels.DDIM(eta=7.0)", "must lie in"),
+    ],
+)
+def test_reads_nothing_else(text, message):
+    with pytest.raises(ValueError, match=message):
+        nk.config.loads(text)
