@@ -208,18 +208,19 @@ def _spectrum(x: Array) -> Array:
 def _self_conjugate(space: tuple[int, ...]) -> np.ndarray:
     """Where a Fourier coefficient of a real array is real, [*space]."""
     flags = [np.isin(np.arange(n), [0] + ([n // 2] if n % 2 == 0 else [])) for n in space]
-    return reduce(np.logical_and, np.ix_(*flags))
+    return reduce(np.logical_and.outer, flags)
 
 
 def _peak(x: Array) -> Array:
     """The normal score of the largest Fourier coefficient among the independent ones."""
     f = jnp.fft.fftn(x, axes=tuple(range(x.ndim - 1)), norm="ortho")
     power = jnp.real(f) ** 2 + jnp.imag(f) ** 2
-    real = _self_conjugate(x.shape[:-1])[..., None]
+    real = np.broadcast_to(_self_conjugate(x.shape[:-1])[..., None], x.shape)
     half = jnp.sqrt(power / 2)
-    log_erfc = jnp.where(half < 5, jnp.log(jnp.maximum(erfc(half), 1e-30)), -(half**2) - jnp.log(jnp.maximum(half, 1.0) * float(np.sqrt(np.pi))))
+    far = -(half**2) - jnp.log(jnp.maximum(half, 1.0) * float(np.sqrt(np.pi)))
+    log_erfc = jnp.where(half < 5, jnp.log(jnp.maximum(erfc(half), 1e-30)), far)
     top = jnp.max(jnp.where(jnp.asarray(real), -log_erfc, power))
-    num = x.shape[-1] * (np.sum(real) + (real.size - np.sum(real)) / 2)
+    num = np.sum(real) + (real.size - np.sum(real)) / 2
     log_q = float(num) * jnp.log1p(-jnp.exp(-jnp.maximum(top, 1e-6)))
     log_p = jnp.where(top > 30, float(np.log(num)) - top, jnp.log(jnp.maximum(-jnp.expm1(log_q), 1e-30)))
     return _score_of_log_tail(log_p, log_q)
