@@ -1,0 +1,5 @@
+"""stub"""
+import click
+@click.command()
+def demo() -> None:
+    """The main job."""

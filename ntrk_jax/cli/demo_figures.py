@@ -1,0 +1,79 @@
+"""The two pictures of `ntrk demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntrk_jax.cli.figures import BASE, EXACT, SAMPLES, contours, figure, image_grid, limits_of
+
+__all__ = ["digits_picture", "mixture_picture"]
+
+_COLUMNS = 10
+_MOST_POINTS = 1500
+
+
+def digits_picture(path: Path, outcomes: Sequence[Any], rows: Sequence[dict[str, Any]], real: np.ndarray) -> None:
+    """The first samples of the first seed, one band a method, column d asked for the digit d; real digits on top.
+
+    real: [10, H, W, ...], one image of each digit.
+    """
+    count = min(2 * _COLUMNS, len(outcomes[0].images) // _COLUMNS * _COLUMNS) or len(outcomes[0].images)
+    bands = [("real digits", "", real)]
+    for out, row in zip(outcomes, rows, strict=True):
+        text = f"reward {row['mean']['reward']:.1f}\nheld-out {row['mean']['judge']:.1f}"
+        text += f"\ndistance ×{row['distance_ratio_to_base']:.2f}"
+        bands.append((f"{row['label']}\n{row['nfe']} NFE", text, out.images[:count]))
+    grids = [image_grid(_planes(images), _COLUMNS) for _, _, images in bands]
+    heights = [grid.shape[0] / grid.shape[1] for grid in grids]
+    fig = figure(9.0, 5.6 * sum(heights) + 0.16 * len(bands) + 0.75)
+    panels = fig.subplots(len(bands), 1, gridspec_kw={"height_ratios": heights}, squeeze=False)[:, 0]
+    for axes, grid, (label, text, _) in zip(panels, grids, bands, strict=True):
+        axes.imshow(grid, cmap="gray_r", vmin=-1.0, vmax=1.0, interpolation="nearest")
+        axes.set_axis_off()
+        axes.text(-0.02, 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=10, weight="bold")
+        axes.text(1.02, 0.5, text, transform=axes.transAxes, ha="left", va="center", fontsize=9)
+    side = grids[0].shape[1] / _COLUMNS
+    for digit in range(len(real)):
+        panels[0].text((digit + 0.45) * side, -6, str(digit), ha="center", va="bottom", fontsize=10)
+    fig.suptitle("Handwritten digits: each column is asked for one digit (first samples, not selected)", fontsize=11)
+    fig.savefig(path)
+
+
+def _planes(images: np.ndarray) -> np.ndarray:
+    return np.asarray(images, np.float32).reshape(len(images), *images.shape[1:3], -1).mean(-1)
+
+
+def mixture_picture(path: Path, out: Any) -> None:
+    """Base law and exact tilted law, then each sampler at each number of steps, over contours of the tilted law."""
+    by = {name: [c for c in out.clouds if c.method == name] for name in ("base", "exact", "constant", "calibrated")}
+    columns = max(len(by["constant"]), 1) + 1
+    grid = [[*by["base"], *by["constant"]], [*by["exact"], *by["calibrated"]]]
+    limits = limits_of(*(c.x for c in (*by["base"], *by["exact"], *by["calibrated"])), margin=0.2)
+    fig = figure(2.9 * columns, 6.7)
+    panels = fig.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, cloud in zip(panels.ravel(), (c for line in grid for c in line), strict=True):
+        _panel(axes, cloud, out, limits)
+    fig.suptitle(
+        f"Sliced W2 to the exact tilted law (two exact samples: {out.floor:.3f}); "
+        "both samplers use the exact value and the same whitening",
+        fontsize=11,
+    )
+    fig.savefig(path)
+
+
+def _panel(axes: Any, cloud: Any, out: Any, limits: tuple) -> None:
+    contours(axes, out.law if cloud.method == "base" else out.tilted, limits, EXACT if cloud.method != "base" else BASE)
+    x = cloud.x[:_MOST_POINTS]
+    axes.scatter(x[:, 0], x[:, 1], s=3, color=SAMPLES, alpha=0.45, linewidths=0)
+    (left, right), (low, high) = limits
+    inside = np.mean((x[:, 0] > left) & (x[:, 0] < right) & (x[:, 1] > low) & (x[:, 1] < high))
+    title = cloud.label if cloud.num_steps is None else f"{cloud.label}\n{cloud.num_steps} steps"
+    axes.set_title(title, fontsize=10)
+    note = f"W2 {cloud.distance:.3f}, " if cloud.method != "exact" else ""
+    note += f"reward {cloud.reward:.2f}" + (f"\n{1 - inside:.0%} outside the frame" if inside < 0.99 else "")
+    axes.text(0.03, 0.97, note, transform=axes.transAxes, va="top", fontsize=9)
+    axes.set(xlim=limits[0], ylim=limits[1], aspect="equal", xticks=[], yticks=[])

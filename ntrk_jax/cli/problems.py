@@ -1,0 +1,123 @@
+"""Named problems: a model, a reward and, where it is known, the exact tilted law."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ntrk_jax as nk
+from ntrk_jax.cli.console import BadInput, user_input
+
+__all__ = ["TARGETS", "Named", "parse", "problem"]
+
+TARGETS = "das9, das8, skewD (D dimensions, e.g. skew2), digits, or mixture (given by [mixture] in --config)"
+
+_MAX_DIM = 4096
+
+
+class Named(NamedTuple):
+    """What a sampler is built for.
+
+    model, schedule, reward: as everywhere. shape: of one sample. law: the base law in closed form, or None.
+    """
+
+    name: str
+    model: Any
+    schedule: Any
+    reward: Any
+    shape: tuple[int, ...]
+    law: Any = None
+
+    def tilted(self, temperature: float) -> Any:
+        """The exact tilted law, or None where it is not known."""
+        return None if self.law is None else nk.targets.tilt(self.law, self.reward, temperature).mixture
+
+
+def problem(
+    name: str, *, schedule: str | None = None, digit: int | None = None, checkpoint: Path | None = None,
+    tables: dict[str, Any] | None = None,
+) -> Named:  # fmt: skip
+    """The problem called `name`; options that it does not read are refused."""
+    if name == "digits":
+        if schedule is not None:
+            raise BadInput("--schedule is fixed for digits: the network was trained on its own.")
+        return _digits(0 if digit is None else digit, checkpoint)
+    if digit is not None or checkpoint is not None:
+        raise BadInput(f"--digit and --checkpoint belong to --target digits, got --target {name}.")
+    law, reward = _closed_form(name, tables or {})
+    with user_input("--schedule"):
+        axis = parse(schedule or "VPCosine", "schedules")
+    return Named(name, nk.models.Exact(law, axis), axis, reward, (law.dim,), law)
+
+
+def _closed_form(name: str, tables: dict[str, Any]) -> tuple[Any, Any]:
+    skewed = re.fullmatch(r"skew([1-9][0-9]*)", name)
+    if name in ("das9", "das8"):
+        return getattr(nk.targets, name)()
+    if skewed:
+        dim = int(skewed.group(1))
+        if dim > _MAX_DIM:
+            raise BadInput(f"--target skewD needs D of at most {_MAX_DIM}, got {dim}.")
+        return nk.targets.skewed(dim)
+    if name == "mixture":
+        return _configured(tables)
+    raise BadInput(f"unknown target {name!r}; known are {TARGETS}.")
+
+
+def _configured(tables: dict[str, Any]) -> tuple[Any, Any]:
+    """The mixture and the reward of a configuration file."""
+    if "mixture" not in tables or "reward" not in tables:
+        raise BadInput("--target mixture needs the tables [mixture] and [reward] in --config FILE.")
+    given = dict(tables["mixture"])
+    _refuse_unknown("[mixture]", given, {"weights", "means", "covs"}, all_needed=True)
+    with user_input("[mixture]"):
+        law = nk.targets.GaussianMixture(*(_array(given[k]) for k in ("weights", "means", "covs")))
+    given = dict(tables["reward"])
+    _refuse_unknown("[reward]", given, {"linear", "precision", "c"})
+    with user_input("[reward]"):
+        linear, c = _array(given.get("linear", [0.0] * law.dim)), float(given.get("c", 0.0))
+        if "precision" in given:
+            reward = nk.rewards.Quadratic(_array(given["precision"]), linear, c)
+        else:
+            reward = nk.rewards.Linear(linear, c)
+        nk.targets.expected_reward(law, reward)
+    return law, reward
+
+
+def _array(value: Any) -> Any:
+    import numpy as np
+
+    return np.asarray(value, np.float64)
+
+
+def _refuse_unknown(where: str, given: dict[str, Any], known: set[str], all_needed: bool = False) -> None:
+    if unknown := sorted(set(given) - known):
+        raise BadInput(f"{where} has an unknown entry {unknown[0]!r}; known are {', '.join(sorted(known))}.")
+    if all_needed and (missing := sorted(known - set(given))):
+        raise BadInput(f"{where} needs an entry {missing[0]!r}.")
+
+
+def _digits(digit: int, checkpoint: Path | None) -> Named:
+    from ntrk_jax.training import digits
+
+    with user_input("--checkpoint" if checkpoint else "digits"):
+        model = digits.load_digits_model(checkpoint)
+    return Named("digits", model.denoiser, model.schedule, model.reward(digit), digits.SHAPE)
+
+
+def parse(text: str, module: str) -> Any:
+    """A kernel or schedule from its printed form; the module's name and empty brackets may be left out.
+
+    Example:
+        >>> parse("DDIM(eta=0.5)", "kernels")
+        kernels.DDIM(eta=0.5)
+    """
+    home = getattr(nk, module)
+    known = {name.lower(): name for name in home.__all__ if dataclasses.is_dataclass(getattr(home, name))}
+    head, bracket, rest = text.strip().partition("(")
+    name = head.removeprefix(f"{module}.").replace("_", "").lower()
+    if name not in known:
+        raise ValueError(f"unknown name {head!r}; known are {', '.join(known.values())}, with options as in 'DDIM(eta=0.5)'.")
+    return nk.config.loads(f"{module}.{known[name]}{bracket or '()'}{rest}")

@@ -1,0 +1,81 @@
+"""Samples by number: sample i of a seed is the same, whatever else is drawn with it.
+
+Sample i uses fold_in(key(seed), i) alone. Chunks of a fixed size are one compiled program; the last chunk is filled
+up, never compiled anew; between chunks the host reports progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ntrk_jax as nk
+
+__all__ = ["Drawn", "draw_one", "draw_samples"]
+
+
+class Drawn(NamedTuple):
+    """Samples and what they cost; the leading axis counts samples.
+
+    x: [num, *shape]. reward, log_weights, status: [num]. evals: an `Evals` of [num].
+    """
+
+    x: Any
+    reward: Any
+    log_weights: Any
+    evals: Any
+    status: Any
+
+
+def draw_one(
+    sampler: Any, key: jax.Array, index: Any, steps: Any, shape: tuple[int, ...], record: Callable[..., Any] | None = None
+) -> tuple[Drawn, Any]:
+    """Sample number `index` of the family named by `key`: (sample, recorded trace).
+
+    Of a population one member is drawn by its weight, with its own trace (its path, where nothing was resampled).
+    """
+    key_noise, key_run, key_draw = jax.random.split(jax.random.fold_in(key, index), 3)
+    num = getattr(sampler, "num_particles", None)
+    full = shape if num is None else (num, *shape)
+    x = jnp.asarray(steps.sigma_t)[0] * jax.random.normal(key_noise, full)
+    state, trace = nk.run(sampler, key_run, x, steps, record or (lambda state, info: None))
+    if state.log_weights.ndim == 1:
+        chosen = jax.random.categorical(key_draw, state.log_weights)
+        look, trace = jax.tree.map(lambda a: a[chosen], state.look), jax.tree.map(lambda a: a[:, chosen], trace)
+        state = state._replace(look=look, log_weights=state.log_weights[chosen])
+    seen = state.look
+    reward = jnp.full((), jnp.nan, x.dtype) if seen.value is None else seen.value
+    return Drawn(seen.x, reward, state.log_weights, state.evals, state.status), trace
+
+
+def draw_samples(
+    sampler: Any, seed: int, steps: Any, shape: tuple[int, ...], num: int, *, start: int = 0, batch: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> Drawn:  # fmt: skip
+    """Samples start .. start + num of a seed, as arrays on the host.
+
+    Args:
+        sampler: any sampler of the catalogue.
+        seed: names the family. steps: the rows of a grid. shape: of one sample.
+        num: how many samples. start: the number of the first one.
+        batch: samples a chunk; memory grows with it, the samples do not depend on it.
+        progress: called with the number of samples done after each chunk.
+    """
+    size = min(batch, num)
+
+    @jax.jit
+    def chunk(sampler: Any, key: jax.Array, first: jax.Array, steps: Any) -> Drawn:
+        indices = first + jnp.arange(size, dtype=jnp.uint32)
+        return jax.vmap(lambda i: draw_one(sampler, key, i, steps, shape)[0])(indices)
+
+    key, parts = jax.random.key(seed), []
+    for first in range(0, num, size):
+        out = chunk(sampler, key, jnp.uint32(start + first), steps)
+        parts.append(jax.tree.map(lambda a, n=min(size, num - first): np.asarray(a)[:n], out))
+        if progress is not None:
+            progress(min(first + size, num))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
