@@ -53,7 +53,7 @@ def move(
     tilt = Tilt() if guidance is None else guidance(look, base, step, key=key_rule, probe=probe)
     noise = tilt.noise + tilt.scale * z
     if tilt.project is not None:
-        noise = jax.lax.cond(jnp.any(tilt.noise != 0), tilt.project, lambda e, _: e, noise, key_project)
+        noise = jnp.where(jnp.any(tilt.noise != 0), tilt.project(noise, key_project), noise)
     noise = jax.lax.optimization_barrier(noise)  # so that a zero tilt is fused, and rounded, like no tilt
     x = base.mean + tilt.mean + base.std * noise
     trivial = guidance is None or not exact

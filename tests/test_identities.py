@@ -140,7 +140,8 @@ def test_window_acts_inside_and_only_there():
     grid = steps()
     rule = nk.guidance.DPS(1.0)
     everywhere = sample(nk.Single(look(grad=True), nk.kernels.DDIM(), nk.guidance.Window(rule)))
-    np.testing.assert_array_equal(everywhere.look.x, sample(nk.Single(look(grad=True), nk.kernels.DDIM(), rule)).look.x)
+    unwrapped = sample(nk.Single(look(grad=True), nk.kernels.DDIM(), rule))
+    np.testing.assert_allclose(everywhere.look.x, unwrapped.look.x, atol=2e-6)
     times = [float(t) for t in grid.t]
     first_two = nk.guidance.Window(rule, low=times[2], high=1.0)
     x, key = jnp.ones(SHAPE), jax.random.key(3)
@@ -170,8 +171,8 @@ def test_weights_of_a_guided_path_recover_the_tilted_law():
     problem_1d = nk.targets.skewed(2)
     tilted = nk.targets.tilt(problem_1d.mixture, problem_1d.reward)
     model = nk.models.Exact(problem_1d.mixture, schedule())
-    grid = nk.grid(schedule(), nk.grids.uniform(50))
-    rule = nk.guidance.NTRK(nk.whitening.UnitNorm(), 0.01)
+    grid = nk.grid(schedule(), nk.grids.uniform(200))
+    rule = nk.guidance.NTRK(nk.whitening.UnitNorm(), 0.003)
     sampler = nk.Single(nk.Look(model, problem_1d.reward, grad=True), nk.kernels.DDIM(), rule)
     num = 4000
     x = jax.random.normal(jax.random.key(0), (num, 2))
@@ -180,6 +181,6 @@ def test_weights_of_a_guided_path_recover_the_tilted_law():
     w = np.exp(np.asarray(state.log_weights + state.look.value) - float(tilted.log_normalizer))
     error = w.std() / np.sqrt(num)
     assert error < 0.1
-    assert abs(w.mean() - 1.0) < 4 * error + 0.05  # 0.05: the bias of 50 steps
+    assert abs(w.mean() - 1.0) < 4 * error + 0.05  # 0.05: the bias of 200 steps
     unweighted = np.exp(np.asarray(state.look.value) - float(tilted.log_normalizer))
     assert abs(unweighted.mean() - 1.0) > 0.15  # negative control: without the ratio it is wrong

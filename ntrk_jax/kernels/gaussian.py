@@ -21,19 +21,12 @@ from ntrk_jax.core import Gaussian, Lookahead, Step
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Scalar
 
-__all__ = ["DDIM", "DDPM", "Correlated", "keep_marginal", "posterior_std"]
+__all__ = ["DDIM", "DDPM", "Correlated", "forward_correlation"]
 
 
-def keep_marginal(look: Lookahead, step: Step, std: Scalar) -> Gaussian:
-    """The kernel of this family with a given std [], at most sigma_s."""
-    carried = jnp.sqrt(jnp.maximum(jnp.square(step.sigma_s) - jnp.square(std), 0.0))
-    return Gaussian(step.alpha_s * look.x0 + carried * tweedie.eps(look, step), std)
-
-
-def posterior_std(step: Step) -> Array:
-    """The standard deviation [] of x_s given x_t and x_0 under the forward process."""
-    correlation = step.alpha_t * step.sigma_s / (step.alpha_s * step.sigma_t)
-    return step.sigma_s * jnp.sqrt(jnp.maximum((1.0 - correlation) * (1.0 + correlation), 0.0))
+def forward_correlation(step: Step) -> Array:
+    """The correlation [] of the noise in x_t and in x_s under the forward process."""
+    return step.alpha_t * step.sigma_s / (step.alpha_s * step.sigma_t)
 
 
 def _require_range(name: str, value: Scalar, low: float, high: float) -> None:
@@ -65,7 +58,10 @@ class DDIM:
 
     def __call__(self, look: Lookahead, step: Step) -> Gaussian:
         """N(mean, std^2 I) of x_s."""
-        return keep_marginal(look, step, self.eta * posterior_std(step))
+        c = forward_correlation(step)
+        std = self.eta * step.sigma_s * jnp.sqrt(jnp.maximum((1.0 - c) * (1.0 + c), 0.0))
+        kept = jnp.sqrt((1.0 - self.eta) * (1.0 + self.eta) + jnp.square(self.eta * c))  # no cancellation at eta = 1
+        return Gaussian(step.alpha_s * look.x0 + kept * step.sigma_s * tweedie.eps(look, step), std)
 
 
 @pytree
