@@ -61,7 +61,7 @@ class FlaxDenoiser:
     variables: PyTree
     schedule: Schedule
     cond: Any = None
-    batched: bool = static(False)
+    batched: bool = static(default=False)
 
     num_calls = 1
 
@@ -120,7 +120,7 @@ class _NnxApply:
         return hash(self.graphdef)
 
 
-def NnxDenoiser(  # noqa: N802
+def NnxDenoiser(
     module: nnx.Module | tuple[Any, PyTree], kind: str, schedule: Schedule, cond: Any = None, *, batched: bool = False
 ) -> FlaxDenoiser:
     """An NNX module as a denoiser: a `FlaxDenoiser` whose variables are the module's state.

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ntrk_jax.core import algebra_dtype
 from ntrk_jax.typing import Array, Sample, Scalar
 
 __all__ = ["MLP", "DiT", "time_features"]
@@ -35,6 +36,13 @@ def time_features(t: Scalar, num_features: int, max_frequency: float = 64.0) -> 
     frequencies = jnp.geomspace(1.0, max_frequency, num_features // 2, dtype=jnp.float32)
     angles = t.astype(jnp.float32) * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+
+
+def _normalized(h: Array) -> Array:
+    """Mean 0 and variance 1 along the last axis, computed in float32 at least."""
+    wide = h.astype(algebra_dtype(h))
+    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + 1e-6)).astype(h.dtype)
 
 
 class _Condition(nnx.Module):
@@ -61,7 +69,6 @@ class _Modulated(nnx.Module):
     """A residual block's entry and exit: (1 + scale) * norm(h) + shift, and the gate on what comes back."""
 
     def __init__(self, width: int, cond_width: int, rngs: nnx.Rngs) -> None:
-        self.norm = nnx.LayerNorm(width, use_scale=False, use_bias=False, rngs=rngs)
         zeros = nnx.initializers.zeros_init()
         self.modulate = nnx.Linear(cond_width, 3 * width, kernel_init=zeros, rngs=rngs)
 
@@ -69,7 +76,7 @@ class _Modulated(nnx.Module):
         shift, scale, gate = jnp.split(self.modulate(c), 3)
         shape = (1,) * (h.ndim - 1) + scale.shape
         scale, shift, gate = scale.reshape(shape), shift.reshape(shape), gate.reshape(shape)
-        return self.norm(h) * (1 + scale) + shift, gate
+        return _normalized(h) * (1 + scale) + shift, gate
 
 
 class _Feedforward(nnx.Module):
@@ -123,6 +130,7 @@ class MLP(nnx.Module):
         self, shape: tuple[int, ...], *, width: int = 128, hidden: int = 256, depth: int = 3,
         time_width: int = 64, cond_dim: int = 0, rngs: nnx.Rngs,
     ) -> None:  # fmt: skip
+        """Random weights, named by rngs."""
         self.shape = tuple(shape)
         size = math.prod(self.shape)
         self.condition = _Condition(time_width, cond_dim, rngs)
@@ -161,6 +169,7 @@ class DiT(nnx.Module):
         self, shape: tuple[int, int, int], *, patch: int = 2, width: int = 64, depth: int = 4, num_heads: int = 4,
         cond_dim: int = 0, rngs: nnx.Rngs,
     ) -> None:  # fmt: skip
+        """Random weights, named by rngs."""
         height, across, channels = shape
         if height % patch or across % patch:
             raise ValueError(f"patch must divide the image sides {height} and {across}, got {patch}.")

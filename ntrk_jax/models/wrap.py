@@ -76,7 +76,7 @@ class ClassifierFree:
 class Cast:
     """A model run in another precision, for instance bfloat16: its floating leaves and x are cast, x0 is cast back.
 
-    Times stay as they are: a time in bfloat16 has three digits.
+    Times and schedules stay as they are: a time in bfloat16 has three digits.
 
     Attributes:
         model: a denoiser whose weights are leaves.
@@ -87,7 +87,7 @@ class Cast:
     """
 
     model: Denoiser
-    dtype: Any = static(jnp.bfloat16)
+    dtype: Any = static(default=jnp.bfloat16)
 
     @property
     def num_calls(self) -> int:
@@ -101,7 +101,7 @@ class Cast:
             floating = jnp.issubdtype(getattr(leaf, "dtype", int), jnp.floating)
             return leaf.astype(self.dtype) if floating else leaf
 
-        model = jax.tree.map(cast, self.model)
+        model = jax.tree.map(cast, self.model, is_leaf=lambda node: hasattr(node, "time_of"))
         return model(cast(x), t, cond).astype(x.dtype)
 
 
@@ -150,6 +150,7 @@ class Counter:
     """
 
     def __init__(self) -> None:
+        """Start at zero."""
         self._lock = threading.Lock()
         self._counts = {"forward": 0, "vjp": 0}
 
@@ -254,6 +255,6 @@ def _count(counter: Counter, what: str, tree: Any) -> None:
 def _corner(leaf: Any) -> Array:
     """One entry of an array, as something a callback can take."""
     array = jnp.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     return array.reshape(-1)[: min(1, int(np.prod(array.shape)))]

@@ -69,8 +69,8 @@ class DenoisingLoss:
     apply: Callable[..., Any] = static()
     kind: str = static()
     schedule: Schedule
-    times: str = static("uniform")
-    weight: str = static("prediction")
+    times: str = static(default="uniform")
+    weight: str = static(default="prediction")
     low: Scalar = 1e-3
     high: Scalar = 1.0
     mean: Scalar = 0.0
