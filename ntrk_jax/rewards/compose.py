@@ -84,8 +84,9 @@ def _add(total: tuple[Any, Any, Any], weight: Any, part: tuple[Any, Any, Any]) -
         q = weight * jnp.asarray(q)
         size = max(np.shape(q)[:1] + np.shape(p)[:1], default=0)
         p = q if p is None else _square(p, size) + _square(q, size)
-    d = weight * jnp.asarray(d).reshape(-1)
-    return p, d if isinstance(b, float) else jnp.broadcast_to(b, d.shape) + d, c + weight * e
+    b, d = jnp.asarray(b).reshape(-1), weight * jnp.asarray(d).reshape(-1)
+    size = (max(b.size, d.size),)
+    return p, jnp.broadcast_to(b, size) + jnp.broadcast_to(d, size), c + weight * e
 
 
 def _square(p: Any, size: int) -> Array:

@@ -1,0 +1,99 @@
+"""Distances against numbers known by other means, and the nearest neighbours."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from ntrk_jax import metrics, targets
+
+KEY = jax.random.key
+
+
+def test_in_one_dimension_it_is_the_wasserstein_distance():
+    rng = np.random.default_rng(0)
+    for n, m in ((50, 50), (50, 35), (7, 300)):
+        x, y = rng.exponential(1.0, n), 0.5 + 2 * rng.exponential(1.0, m)
+        got = metrics.sliced_wasserstein(KEY(0), jnp.asarray(x)[:, None], jnp.asarray(y)[:, None], order=1.0)
+        np.testing.assert_allclose(got, scipy.stats.wasserstein_distance(x, y), rtol=1e-5)
+
+
+def test_a_shift_is_at_its_length_over_the_root_of_the_dimension():
+    """W2 between a set and its shift by v along u is |u.v|, and E (u.v)^2 = |v|^2 / d."""
+    x = jax.random.normal(KEY(0), (100, 2, 3))
+    got = metrics.sliced_wasserstein(KEY(1), x, x + 2.0, num_projections=4000)
+    np.testing.assert_allclose(got, 2.0, rtol=0.05)
+    doubled = jnp.concatenate([x, x])
+    np.testing.assert_allclose(metrics.sliced_wasserstein(KEY(0), x, doubled), 0.0, atol=1e-6)
+
+
+def test_unequal_numbers_are_coupled_exactly():
+    x, y = jnp.array([[0.0], [1.0]]), jnp.array([[0.0], [0.0], [3.0]])
+    # quantiles meet on [0, 1/2): 0-0, [1/2, 2/3): 1-0, [2/3, 1): 1-3
+    want = np.sqrt((2 / 3 - 1 / 2) * 1 + (1 / 3) * 4)
+    np.testing.assert_allclose(metrics.sliced_wasserstein(KEY(0), x, y), want, rtol=1e-6)
+
+
+def test_mmd_is_zero_in_expectation_for_equal_laws_and_large_for_others():
+    def one(key, shift):
+        a, b = jax.random.split(key)
+        x, y = jax.random.normal(a, (200, 3)), jax.random.normal(b, (150, 3)) + shift
+        return metrics.mmd(x, y, bandwidth=1.5)
+
+    same = jax.vmap(lambda k: one(k, 0.0))(jax.random.split(KEY(0), 200))
+    assert abs(same.mean()) < 4 * same.std() / np.sqrt(200)
+    assert jax.vmap(lambda k: one(k, 0.5))(jax.random.split(KEY(1), 200)).min() > same.max()
+    assert float(metrics.mmd(jnp.zeros((4, 1)), 50.0 + jnp.zeros((4, 1)))) > 0.5
+
+
+def test_mmd_against_its_definition():
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((5, 2)), rng.standard_normal((7, 2)) + 0.3
+
+    def kernel(a, b):
+        return np.mean([np.exp(-np.sum((a - b) ** 2) / (2 * (s * 0.8) ** 2)) for s in (0.5, 1.0, 2.0)])
+
+    def mean(p, q, skip):
+        terms = [kernel(a, b) for i, a in enumerate(p) for j, b in enumerate(q) if not (skip and i == j)]
+        return np.mean(terms)
+
+    want = mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
+    np.testing.assert_allclose(metrics.mmd(jnp.asarray(x), jnp.asarray(y), bandwidth=0.8), want, rtol=1e-4, atol=1e-6)
+
+
+def test_mode_mass_is_unbiased_where_modes_overlap():
+    law = targets.skewed(2).mixture
+    n = 20000
+    x = law.sample(KEY(0), n)
+    assert np.all(np.abs(metrics.mode_mass(x, law) - law.weights) < 4 * 0.5 / np.sqrt(n))
+    assert float(metrics.mode_total_variation(x, law)) < 0.02
+    assert float(metrics.mode_total_variation(-x, law)) > 0.1
+
+
+def test_the_floor_falls_with_the_number_and_a_shift_lies_above_it():
+    law = targets.skewed(4).mixture
+    few, many = (float(metrics.two_sample_floor(KEY(0), law, n, num_projections=32)) for n in (250, 4000))
+    assert 2.0 < few / many < 8.0  # the rate is 1 / sqrt(n): four
+    a, b = jax.random.split(KEY(1))
+    x = law.sample(a, 4000)
+    assert float(metrics.sliced_wasserstein(b, x, x + 0.2)) > 2 * many
+
+
+def test_nearest_neighbours():
+    reference = jax.random.normal(KEY(0), (30, 4, 4))
+    x = reference[jnp.array([7, 3, 19])] + jnp.array([0.0, 0.1, -0.2])[:, None, None]
+    np.testing.assert_allclose(metrics.nearest_distance(x, reference), [0.0, 0.4, 0.8], rtol=1e-5, atol=0)
+    assert metrics.nearest_index(x, reference).tolist() == [7, 3, 19]
+
+
+def test_bad_samples_are_refused():
+    x = jnp.zeros((4, 2))
+    with pytest.raises(ValueError, match="two sets of samples"):
+        metrics.sliced_wasserstein(KEY(0), x, jnp.zeros((4, 3)))
+    with pytest.raises(ValueError, match="order and num_projections"):
+        metrics.sliced_wasserstein(KEY(0), x, x, order=0.5)
+    with pytest.raises(ValueError, match="at least two samples"):
+        metrics.mmd(x, x[:1])
+    with pytest.raises(ValueError, match="samples and reference"):
+        metrics.nearest_distance(x, jnp.zeros((4, 3)))
