@@ -29,7 +29,7 @@ def compile_seconds(function, *args):
 
 def report(bench, case, **numbers):
     """Print one JSON line."""
-    numbers = {k: round(v, 6) if isinstance(v, float) else v for k, v in numbers.items()}
+    numbers = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in numbers.items()}
     print(json.dumps({"bench": bench, "case": case, **numbers}), flush=True)
 
 

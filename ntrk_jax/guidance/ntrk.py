@@ -32,6 +32,10 @@ class Calibrated:
 
         rho = min(max_strength, (sigma |g| / temperature)^2 / N)
 
+    The tilted law is reached with a memoryless base kernel, one that draws as much noise as the forward process took
+    away (DDIM(1), DDPM, FlowSDE(1)), started from pure noise: only then is the law of x_0 given x_t the posterior that
+    the value averages over. With a kernel of less noise part of the tilt would have to sit in the initial noise.
+
     Attributes:
         temperature: beta in p exp(r / beta); positive, infinity is no guidance.
         max_strength: the largest rho, below 1; used by where="gradient" alone.

@@ -1,0 +1,54 @@
+"""Whether a sample depends on its batch-mates or on the size of its batch.
+
+    python benchmarks/bench_independence.py
+
+For every method of the catalogue: sample 0 drawn with other batch-mates (same size), and in batches of 1, 2, 7 and 64.
+Prints whether the bits agree, and the largest difference where XLA compiles another program for another size.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from timing import machine, report
+
+import ntrk_jax as nk
+
+SCHEDULE = nk.schedules.VPCosine()
+SHAPE = (16,)
+
+
+def draw(run, sampler, size, num, steps, seed):
+    """The first sample of a batch whose other members come from another seed."""
+    first, others = jax.random.key(0), jax.random.key(seed)
+    keys = [first, *jax.random.split(others, size - 1)] if size > 1 else [first]
+    pairs = [jax.random.split(k) for k in keys]
+    shape = SHAPE if num is None else (num, *SHAPE)
+    x = jnp.stack([jax.random.normal(p[0], shape) for p in pairs])
+    state, _ = run(sampler, jnp.stack([p[1] for p in pairs]), x, steps)
+    return np.asarray(state.look.x[0])
+
+
+def main():
+    """Print one JSON line for each method."""
+    machine()
+    problem = nk.targets.skewed(SHAPE[0])
+    model = nk.models.Exact(problem.mixture, SCHEDULE)
+    steps = nk.grid(SCHEDULE, nk.grids.uniform(20))
+    run = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)))
+    for name, entry in nk.methods.CATALOGUE.items():
+        sampler = entry.build(model, problem.reward, SHAPE)
+        num = 4 if entry.population else None
+        reference = draw(run, sampler, 7, num, steps, 1)
+        mates = draw(run, sampler, 7, num, steps, 2)
+        sizes = {n: draw(run, sampler, n, num, steps, 3) for n in (1, 2, 64)}
+        report(
+            "independence",
+            name,
+            other_mates_bitwise=bool(np.array_equal(reference, mates)),
+            other_sizes_bitwise=all(np.array_equal(reference, x) for x in sizes.values()),
+            largest_difference=float(max(np.max(np.abs(reference - x)) for x in sizes.values())),
+        )
+
+
+if __name__ == "__main__":
+    main()
