@@ -90,8 +90,10 @@ class _Reader:
         except TypeError as error:
             raise ValueError(f"{name} cannot be built: {error}.") from None
 
-    def _array(self, values: Any, dtype: str) -> jax.Array:
-        return jnp.asarray(np.asarray(values, jnp.dtype(dtype)))
+    def _array(self, values: Any, dtype: str) -> Any:
+        array = np.asarray(values, jnp.dtype(dtype))
+        kept = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
+        return jnp.asarray(array) if kept else array  # a double stays one on the host where JAX holds singles
 
     def _large(self, shape: tuple, dtype: str, name: str) -> Any:
         if name not in self.arrays:

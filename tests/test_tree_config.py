@@ -82,6 +82,11 @@ def test_reads_back_numbers_arrays_functions_and_nesting():
         nk.config.loads(text, arrays=[big])
 
 
+def test_reads_back_doubles_held_on_the_host():
+    reward = nk.rewards.Linear(np.array([1 / 3, 0.1]))
+    assert nk.config.loads(repr(reward)) == reward
+
+
 def test_reads_back_keys_and_containers():
     key = jax.random.key(3)
     text = nk.tree.describe({"key": key, "list": [1, -2.5], "one": (float("inf"),), "two": (1, 2)})
