@@ -236,11 +236,12 @@ def _counted(counter: Counter, fn: Any, args: tuple) -> Any:
 def _forward(counter: Counter, fn: Any, args: tuple) -> tuple[Any, Any]:
     _count(counter, "forward", args)
     out, pull = jax.vjp(lambda f, a: f(*a), fn, args)
-    return out, pull
+    return out, (pull, [_corner(leaf) for leaf in jax.tree.leaves(args)])
 
 
-def _backward(counter: Counter, pull: Any, cotangent: Any) -> tuple:
-    _count(counter, "vjp", (pull, cotangent))
+def _backward(counter: Counter, saved: tuple, cotangent: Any) -> tuple:
+    pull, corners = saved
+    _count(counter, "vjp", (corners, cotangent))
     return pull(cotangent)
 
 

@@ -19,7 +19,7 @@ from ntrk_jax.core import algebra_dtype
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key, PyTree, Sample, Scalar
 
-__all__ = ["ClassifierLoss", "accuracy", "init_patches", "init_perceptron", "patches", "perceptron"]
+__all__ = ["ClassifierLoss", "init_patches", "init_perceptron", "patches", "perceptron"]
 
 
 def _dense(key: Key, fan_in: int, fan_out: int) -> dict[str, Array]:
@@ -102,9 +102,3 @@ class ClassifierLoss:
         level = self.noise * jax.random.uniform(level_key, (), dtype)
         logits = self.apply(params, x.astype(dtype) + level * jax.random.normal(noise_key, x.shape, dtype))
         return -jax.nn.log_softmax(logits)[label]
-
-
-def accuracy(apply: Callable[[Any, Sample], Array], params: PyTree, x: Array, labels: Array) -> Array:
-    """The fraction of samples [num, *shape] whose largest logit is that of their label."""
-    logits = jax.vmap(apply, in_axes=(None, 0))(params, x)
-    return jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))

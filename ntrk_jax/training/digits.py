@@ -31,7 +31,7 @@ import numpy as np
 from ntrk_jax.models.flax import FlaxDenoiser, NnxDenoiser
 from ntrk_jax.rewards.neural import Neural
 from ntrk_jax.schedules import Schedule, VPCosine
-from ntrk_jax.training.classifiers import ClassifierLoss, accuracy, init_patches, init_perceptron, patches, perceptron
+from ntrk_jax.training.classifiers import ClassifierLoss, init_patches, init_perceptron, patches, perceptron
 from ntrk_jax.training.fit import fit
 from ntrk_jax.training.losses import DenoisingLoss
 from ntrk_jax.tree import pytree, static
@@ -43,6 +43,11 @@ SHAPE = (8, 8, 1)
 _FORMAT = "ntrk_jax digits 1"
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error)
 _SHIPPED = Path(__file__).parent.parent / "data" / "digits.npz"
+
+_CLASSIFIERS: dict[str, tuple[Callable, Callable]] = {
+    "reward": (perceptron, lambda key: init_perceptron(key, 64)),
+    "judge": (patches, lambda key: init_patches(key, SHAPE)),
+}
 
 Progress = Callable[[str, int, int, float], None]
 """progress(part, step, num_steps, loss)."""
@@ -156,7 +161,7 @@ def train_digits(
     keys = jax.random.split(jax.random.key(seed), 3)
     state, numbers = _train_denoiser(keys[0], num_steps, progress)
     weights: dict[str, PyTree] = {"denoiser": state}
-    for name, key, rows in zip(("reward", "judge"), keys[1:], halves(seed), strict=True):
+    for name, key, rows in zip(_CLASSIFIERS, keys[1:], halves(seed), strict=True):
         weights[name], measured = _train_classifier(name, key, rows, classifier_steps, progress)
         numbers.update(measured)
     record = {
@@ -176,7 +181,7 @@ def _train_denoiser(key: Key, num_steps: int, progress: Progress | None) -> tupl
     like = _denoiser()
     loss = DenoisingLoss(like.apply, "x0", like.schedule)
     images = jnp.asarray(real_digits().images)
-    initial = nnx.to_pure_dict(nnx.state(_network(nnx.Rngs(init_key))))
+    initial = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(_network(nnx.Rngs(key)))))(init_key)
     report = _part("denoiser", num_steps, progress)
     state = fit(run_key, loss, initial, images, _optimizer(num_steps), num_steps, progress=report).average
     losses = jax.jit(jax.vmap(loss, in_axes=(0, None, 0)))(jax.random.split(test_key, len(images)), state, images)
@@ -187,19 +192,19 @@ def _train_classifier(
     name: str, key: Key, rows: np.ndarray, num_steps: int, progress: Progress | None
 ) -> tuple[PyTree, dict[str, float]]:
     init_key, run_key = jax.random.split(key)
-    apply = perceptron if name == "reward" else patches
-    params = init_perceptron(init_key, 64) if name == "reward" else init_patches(init_key, SHAPE)
+    apply, init = _CLASSIFIERS[name]
     digits = real_digits()
     data = tuple(jnp.asarray(a[rows]) for a in digits)
-    rest = tuple(jnp.asarray(np.delete(a, rows, axis=0)) for a in digits)
+    rest = Digits(*(np.delete(a, rows, axis=0) for a in digits))
     report = _part(name, num_steps, progress)
     params = fit(
-        run_key, ClassifierLoss(apply), params, data, _optimizer(num_steps), num_steps, decay=0.995, progress=report
-    ).average
-    logits = jax.vmap(apply, in_axes=(None, 0))(params, rest[0])
-    true = float(jnp.mean(jnp.take_along_axis(logits, rest[1][:, None], axis=1)))
-    held = round(float(accuracy(apply, params, *rest)), 4)
-    return params, {f"{name}_accuracy_on_other_half": held, f"{name}_logit_on_other_half": round(true, 3)}
+        run_key, ClassifierLoss(apply), jax.jit(init)(init_key), data, _optimizer(num_steps), num_steps,
+        decay=0.995, progress=report,
+    ).average  # fmt: skip
+    logits = np.asarray(jax.jit(jax.vmap(apply, in_axes=(None, 0)))(params, jnp.asarray(rest.images)))
+    right = float(np.mean(np.argmax(logits, axis=-1) == rest.labels))
+    true = float(np.mean(np.take_along_axis(logits, rest.labels[:, None], axis=1)))
+    return params, {f"{name}_accuracy_on_other_half": round(right, 4), f"{name}_logit_on_other_half": round(true, 3)}
 
 
 def _optimizer(num_steps: int) -> Any:
@@ -228,12 +233,9 @@ def _assemble(weights: PyTree, record_json: str) -> DigitsModel:
 
 def _shapes() -> dict[str, PyTree]:
     """The tree that a file must hold."""
-    key = jax.random.key(0)
-    return {
-        "denoiser": _denoiser().variables,
-        "reward": jax.eval_shape(lambda: init_perceptron(key, 64)),
-        "judge": jax.eval_shape(lambda: init_patches(key, SHAPE)),
-    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    classifiers = {name: jax.eval_shape(init, key) for name, (_, init) in _CLASSIFIERS.items()}
+    return {"denoiser": _denoiser().variables, **classifiers}
 
 
 def _write(path: Path, weights: PyTree, record_json: str) -> None:

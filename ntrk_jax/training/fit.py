@@ -97,7 +97,8 @@ def _chunk(loss: Callable, optimizer: optax.GradientTransformation, batch_size: 
             return jnp.mean(jax.vmap(loss, in_axes=(0, None, 0))(keys, params, batch))
 
         value, grad = jax.value_and_grad(mean_loss)(state.params)
-        updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
+            updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         count = state.step.astype(jnp.float32) + 1.0
         keep = jnp.minimum(jnp.asarray(decay, jnp.float32), count / (count + 10.0))

@@ -1,0 +1,80 @@
+"""The trainer: it finds a known minimum, resumes as if never stopped, and refuses what it cannot read."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ntrk_jax.training import fit, restore, save
+
+KEY = jax.random.key(0)
+TRUE = jnp.array([1.5, -0.7, 0.2])
+INPUTS = jax.random.normal(jax.random.key(1), (200, 3))
+DATA = (INPUTS, INPUTS @ TRUE + 0.3)
+START = {"w": jnp.zeros(3), "b": jnp.zeros(())}
+OPTIMIZER = optax.adam(0.05)
+
+
+def squared(key, params, sample):
+    x, y = sample
+    jitter = 0.01 * jax.random.normal(key, x.shape)
+    return jnp.square(jnp.dot(params["w"], x + jitter) + params["b"] - y)
+
+
+def run(num_steps, **kwargs):
+    return fit(KEY, squared, START, DATA, OPTIMIZER, num_steps, batch_size=16, decay=0.9, **kwargs)
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_fit_finds_the_line_and_reports():
+    reports = []
+    state = run(600, chunk=250, progress=lambda step, loss: reports.append((step, loss)))
+    np.testing.assert_allclose(state.average["w"], TRUE, atol=0.02)
+    np.testing.assert_allclose(state.average["b"], 0.3, atol=0.02)
+    assert [step for step, _ in reports] == [250, 500, 600]
+    assert reports[-1][1] < 0.01 * reports[0][1]
+    np.testing.assert_allclose(float(state.loss), reports[-1][1])
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    whole = run(40, chunk=20)
+    folder = tmp_path / "run"
+    half = run(20, chunk=20, checkpoint=folder)
+    assert not same(half.params, whole.params), "the second half must do something"
+    assert same(run(40, chunk=20, checkpoint=folder), whole)
+    assert same(run(40, chunk=20, checkpoint=folder), whole), "a finished run is read back as it is"
+
+
+def test_average_is_the_stated_recursion():
+    state = fit(KEY, lambda key, w, x: w, jnp.zeros(()), jnp.ones(2), optax.sgd(1.0), 30, batch_size=2, decay=0.7)
+    average = 0.0
+    for n in range(1, 31):
+        keep = min(0.7, n / (n + 10.0))
+        average = keep * average - (1 - keep) * n
+    assert float(state.params) == -30.0
+    np.testing.assert_allclose(state.average, average, rtol=1e-5)
+
+
+def test_unreadable_checkpoints(tmp_path):
+    state = run(1, chunk=1)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("hello")
+    (tmp_path / "file").write_text("hello")
+    save(tmp_path / "other", {"weights": jnp.ones(4)})
+    for name in ("foreign", "file", "other"):
+        with pytest.raises(ValueError, match=f"{name} is not a checkpoint that fits"):
+            run(2, chunk=1, checkpoint=tmp_path / name)
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        restore(tmp_path / "absent", state)
+    assert (tmp_path / "foreign" / "notes.txt").read_text() == "hello"
+
+
+def test_refused_arguments():
+    with pytest.raises(ValueError, match="must be positive"):
+        run(0)
+    with pytest.raises(ValueError, match="common, positive first axis"):
+        fit(KEY, squared, START, (jnp.ones((3, 3)), jnp.ones(2)), OPTIMIZER, 1)
