@@ -54,22 +54,23 @@ class Linen(nn.Module):
 def test_linen_network_with_a_batch_axis():
     net, x = Linen(), jax.random.normal(jax.random.key(1), (3, 4, 4, 1))
     cond = jnp.ones((2,))
-    variables = net.init(jax.random.key(0), x, jnp.ones(3), jnp.ones((3, 2)))
+    variables = jax.jit(net.init)(jax.random.key(0), x, jnp.ones(3), jnp.ones((3, 2)))
     model = FlaxDenoiser(net.apply, "x0", variables, FLOW, cond, batched=True)
-    batch = net.apply(variables, x, jnp.full((3,), 0.4), jnp.ones((3, 2)))
+    batch = jax.jit(net.apply)(variables, x, jnp.full((3,), 0.4), jnp.ones((3, 2)))
     np.testing.assert_allclose(jax.jit(jax.vmap(model, (0, None)))(x, 0.4), batch, atol=1e-6)
-    other = model(x[0], 0.4, 2.0 * cond)
+    other = jax.jit(model)(x[0], 0.4, 2.0 * cond)
     assert float(jnp.max(jnp.abs(other - batch[0]))) > 1e-4, "a condition at the call must win"
     with pytest.raises(ValueError, match="batched=True"):
         FlaxDenoiser(lambda w, x, t: x[None], "x0", {}, FLOW)(x[0], 0.4)
 
 
-def filled(seed=0, **kwargs):
-    """A network whose zero-initialised layers are filled with noise, so that it does something."""
-    net = MLP((4, 4, 1), width=16, hidden=16, depth=1, time_width=16, rngs=nnx.Rngs(seed), **kwargs)
-    graphdef, state = nnx.split(net)
+def filled(seed=0):
+    """A network with noise for weights, since its last layer starts at zero."""
+    graphdef, shapes = nnx.split(
+        nnx.eval_shape(lambda: MLP((4, 4, 1), width=16, hidden=16, depth=1, time_width=16, rngs=nnx.Rngs(0)))
+    )
     rng = np.random.default_rng(seed)
-    return nnx.merge(graphdef, jax.tree.map(lambda a: a + 0.3 * rng.normal(size=a.shape).astype(np.float32), state))
+    return nnx.merge(graphdef, jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), shapes))
 
 
 def test_nnx_module_and_its_halves():

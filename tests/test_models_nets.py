@@ -16,19 +16,18 @@ def small(name, **kwargs):
     return DiT((4, 6, 2), patch=2, width=16, depth=2, num_heads=2, rngs=rngs, **kwargs)
 
 
-def stirred(net):
-    """The same network with noise in every weight, since the last layers start at zero."""
-    graphdef, state = nnx.split(net)
+def stirred(name, **kwargs):
+    """The same network with noise for weights, since its last layers start at zero."""
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: small(name, **kwargs)))
     rng = np.random.default_rng(1)
-    return nnx.merge(graphdef, jax.tree.map(lambda a: a + 0.2 * rng.normal(size=a.shape).astype(np.float32), state))
+    return nnx.merge(graphdef, jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), shapes))
 
 
 @pytest.mark.parametrize("name", ["mlp", "dit"])
 def test_untrained_predicts_zero_and_every_input_matters_once_stirred(name):
     x = jax.random.normal(jax.random.key(2), (4, 6, 2))
-    untrained = small(name)
-    assert float(jnp.max(jnp.abs(jax.jit(lambda x: untrained(x, 0.3))(x)))) == 0.0
-    net = stirred(small(name, cond_dim=3))
+    assert float(jnp.max(jnp.abs(jax.jit(lambda x: small(name)(x, 0.3))(x)))) == 0.0
+    net = stirred(name, cond_dim=3)
     cond = jnp.array([1.0, -1.0, 0.5])
     by_x, by_t, by_cond = jax.jit(jax.grad(lambda *a: net(*a)[0, 0, 0], argnums=(0, 1, 2)))(x, 0.3, cond)
     assert bool(jnp.all(by_x != 0)), "the first output pixel must depend on every input pixel"
@@ -41,13 +40,13 @@ def test_untrained_predicts_zero_and_every_input_matters_once_stirred(name):
 @pytest.mark.parametrize("name", ["mlp", "dit"])
 def test_refusals(name):
     with pytest.raises(ValueError, match=r"one sample of shape \(4, 6, 2\)"):
-        small(name)(jnp.ones((1, 4, 6, 2)), 0.3)
+        stirred(name)(jnp.ones((1, 4, 6, 2)), 0.3)
     with pytest.raises(ValueError, match="needs cond"):
-        small(name, cond_dim=3)(jnp.ones((4, 6, 2)), 0.3)
+        stirred(name, cond_dim=3)(jnp.ones((4, 6, 2)), 0.3)
 
 
 def test_tokens_are_the_patches_and_join_undoes_cut():
-    net, x = small("dit"), jnp.arange(48.0).reshape(4, 6, 2)
+    net, x = stirred("dit"), jnp.arange(48.0).reshape(4, 6, 2)
     np.testing.assert_array_equal(net._cut(x)[1].reshape(2, 2, 2), x[:2, 2:4])
     np.testing.assert_array_equal(net._join(net._cut(x)), x)
 
