@@ -139,14 +139,15 @@ class GaussianMixture:
         weights = jnp.exp(given.log_weights)
         vectors = self.eigenvectors.astype(given.x.dtype)
         prior = contract("k,ki->i", weights, self.means.astype(given.x.dtype))
-        moved = contract("k,kij,kj->i", weights, vectors, given.gain * given.y)
+        moved = contract("kij,kj->i", vectors, weights[:, None] * given.gain * given.y)
         return _like(jnp.where(given.clean, given.x / given.safe_alpha, prior) + moved, x)
 
     def score(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Sample:
         """The gradient of `log_prob_at` in x, of the shape and dtype of x."""
         given = self.condition(x, alpha, sigma)
         vectors = self.eigenvectors.astype(given.x.dtype)
-        return _like(-contract("k,kij,kj->i", jnp.exp(given.log_weights), vectors, given.y / given.spread), x)
+        pull = jnp.exp(given.log_weights)[:, None] * given.y / given.spread
+        return _like(-contract("kij,kj->i", vectors, pull), x)
 
     def posterior(self, x: Sample, alpha: Scalar, sigma: Scalar) -> GaussianMixture:
         """The law of x_0 given x_t = x, itself a mixture (degenerate where sigma = 0). Cost: O(K d^3)."""
