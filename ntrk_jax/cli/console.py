@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BadInput", "OneLineErrors", "Progress", "print_table", "table", "user_input"]
 
-_LOG_WIDTH = 140
+_LOG_WIDTH = 150
 
 
 class BadInput(click.ClickException):

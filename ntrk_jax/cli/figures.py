@@ -94,7 +94,8 @@ def _histogram(x: np.ndarray, title: str, law: Any, exact: Any) -> Any:
     fig = figure(6.0, 4.0)
     axes = fig.subplots()
     axes.hist(x[np.isfinite(x)], bins=60, density=True, color=SAMPLES, alpha=0.5, label="samples")
-    line = np.linspace(*axes.get_xlim(), 400, dtype=np.float32)
+    left, right = axes.get_xlim()
+    line = np.linspace(left, right, 400, dtype=np.float32)
     for one, colour, label in ((law, BASE, "base law"), (exact, EXACT, "exact tilted law")):
         if one is not None:
             axes.plot(line, np.exp(jax.vmap(one.log_prob)(line[:, None])), color=colour, label=label)
@@ -117,5 +118,5 @@ def _points(x: np.ndarray, title: str, law: Any, exact: Any) -> Any:
         handles.append(Line2D([], [], color=colour, label=label))
     axes.scatter(x[:, 0], x[:, 1], s=5, color=SAMPLES, alpha=0.6, linewidths=0)
     axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$", xlim=limits[0], ylim=limits[1], aspect="equal")
-    axes.legend(handles=handles, frameon=False, loc="upper right", fontsize=8)
+    fig.legend(handles=handles, frameon=False, loc="outside lower center", ncols=3, fontsize=9)
     return fig

@@ -119,5 +119,7 @@ def parse(text: str, module: str) -> Any:
     head, bracket, rest = text.strip().partition("(")
     name = head.removeprefix(f"{module}.").replace("_", "").lower()
     if name not in known:
-        raise ValueError(f"unknown name {head!r}; known are {', '.join(known.values())}, with options as in 'DDIM(eta=0.5)'.")
+        raise ValueError(
+            f"unknown name {head!r}; known are {', '.join(known.values())}, with options as in 'DDIM(eta=0.5)'."
+        )
     return nk.config.loads(f"{module}.{known[name]}{bracket or '()'}{rest}")

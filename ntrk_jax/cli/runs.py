@@ -32,7 +32,12 @@ class Drawn(NamedTuple):
 
 
 def draw_one(
-    sampler: Any, key: jax.Array, index: Any, steps: Any, shape: tuple[int, ...], record: Callable[..., Any] | None = None
+    sampler: Any,
+    key: jax.Array,
+    index: Any,
+    steps: Any,
+    shape: tuple[int, ...],
+    record: Callable[..., Any] | None = None,
 ) -> tuple[Drawn, Any]:
     """Sample number `index` of the family named by `key`: (sample, recorded trace).
 
@@ -75,7 +80,7 @@ def draw_samples(
     key, parts = jax.random.key(seed), []
     for first in range(0, num, size):
         out = chunk(sampler, key, jnp.uint32(start + first), steps)
-        parts.append(jax.tree.map(lambda a, n=min(size, num - first): np.asarray(a)[:n], out))
+        parts.append(jax.tree.map(np.asarray, out))
         if progress is not None:
             progress(min(first + size, num))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num], *parts)

@@ -52,7 +52,7 @@ def _as_text(value: Any) -> Any:
 
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path), is_eager=True, callback=_read_config, expose_value=False,
-              help="A TOML file whose entries are named like the options; options on the command line win.")  # fmt: skip
+              help="A TOML file whose entries are named like the options; those typed win.")  # fmt: skip
 @click.option("--target", default="das9", show_default=True, help=f"One of {TARGETS}.")
 @click.option("--method", default="ntrk", show_default=True, help="A name that `ntrk list` shows.")
 @click.option("--steps", type=click.IntRange(1, 100_000), default=25, show_default=True, help="Steps of the grid.")
