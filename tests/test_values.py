@@ -69,10 +69,10 @@ def test_monte_carlo_and_its_gradient_approach_the_exact_value(reward):
     exact = values.Exact(TARGET, SCHEDULE, reward, BETA)
     estimate = values.MonteCarlo(TARGET, SCHEDULE, BETA, num_samples=2000)
     assert estimate.num_rewards == 2000
+    both = jax.jit(jax.vmap(jax.value_and_grad(lambda x, k, t: estimate(k, x, t, X, reward)), in_axes=(None, 0, None)))
     for t in (0.3, 0.7):
-        both = jax.jit(jax.vmap(jax.value_and_grad(lambda x, k, t=t: estimate(k, x, t, X, reward)), in_axes=(None, 0)))
         want, slope = jax.value_and_grad(lambda x, t=t: exact(KEY, x, t))(X)
-        value, grad = both(X, jax.random.split(jax.random.key(2), 64))
+        value, grad = both(X, jax.random.split(jax.random.key(2), 64), t)
         assert abs(value.mean() - want) < 4 * value.std() / 8 + 2e-3
         assert np.all(np.abs(grad.mean(0) - slope) < 4 * grad.std(0) / 8 + 5e-3)
 
@@ -86,13 +86,10 @@ def test_the_gradient_through_the_draws_alone_is_wrong():
             return draws, jax.lax.stop_gradient(weights)
 
     slope = jax.grad(lambda x: values.Exact(TARGET, SCHEDULE, LINEAR, BETA)(KEY, x, 0.5))(X)
-    for target, right in ((TARGET, True), (Unweighted(), False)):
-        estimate = values.MonteCarlo(target, SCHEDULE, BETA, num_samples=2000)
-        grads = jax.vmap(jax.grad(lambda x, k, e=estimate: e(k, x, 0.5, X, LINEAR)), in_axes=(None, 0))(
-            X, jax.random.split(jax.random.key(3), 64)
-        )
-        far = np.abs(grads.mean(0) - slope) > 4 * grads.std(0) / 8 + 5e-3
-        assert np.any(far) != right
+    estimate = values.MonteCarlo(Unweighted(), SCHEDULE, BETA, num_samples=2000)
+    both = jax.jit(jax.vmap(jax.grad(lambda x, k: estimate(k, x, 0.5, X, LINEAR)), in_axes=(None, 0)))
+    grads = both(X, jax.random.split(jax.random.key(3), 64))
+    assert np.any(np.abs(grads.mean(0) - slope) > 4 * grads.std(0) / 8 + 5e-3)
 
 
 def test_plug_in_and_learned():
