@@ -22,7 +22,7 @@ from ntrk_jax.typing import Array, Key, Sample, Scalar
 
 __all__ = [
     "Denoiser", "Evals", "Gaussian", "Guidance", "Info", "Kernel", "Lookahead", "Move", "Resampler",
-    "Reward", "Sampler", "State", "Status", "Step", "Tilt", "Value", "Whitening", "algebra_dtype",
+    "Reward", "Sampler", "State", "Status", "Step", "Stream", "Tilt", "Value", "Whitening", "algebra_dtype",
 ]  # fmt: skip
 
 
@@ -206,6 +206,19 @@ class Sampler(Protocol):
     def init(self, key: Key, x: Array, first: Step) -> State: ...
 
     def step(self, key: Key, state: State, step: Step) -> tuple[State, Info]: ...
+
+
+class Stream:
+    """Tags of the random streams of one step, for `jax.random.fold_in(key, tag)`.
+
+    The draw itself uses the step's key, so that a plain step costs one hash and one draw. Drawing N numbers hashes the
+    counters 0 ... N - 1 and folding in hashes the tag: tags from 2^31 up never meet a counter.
+    """
+
+    RULE = 0x80000001
+    PROJECT = 0x80000002
+    LOOK = 0x80000003
+    INIT = 0xFFFFFFFF
 
 
 def algebra_dtype(x: Array) -> Any:

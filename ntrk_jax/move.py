@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import Evals, Guidance, Kernel, Lookahead, Move, Step, Tilt, algebra_dtype
+from ntrk_jax.core import Evals, Guidance, Kernel, Lookahead, Move, Step, Stream, Tilt, algebra_dtype
 from ntrk_jax.typing import Array, Key
 
 __all__ = ["in_algebra", "move"]
@@ -33,7 +33,7 @@ def move(
     """Draw x_s from the (tilted) base kernel at a look.
 
     Args:
-        key: one typed key, split into the draw's and the rule's.
+        key: one typed key: the draw's own; the rule's are folded into it (`core.Stream`).
         look: x, x0, grad [*shape], value [].
         step: one row of the grid.
         kernel: (look, step) -> Gaussian.
@@ -46,8 +46,8 @@ def move(
     """
     dtype = look.x.dtype
     look, step = in_algebra(look, step)
-    key_z, key_rule, key_project = jax.random.split(key, 3)
-    z = jax.random.normal(key_z, look.x.shape, look.x.dtype)
+    key_rule, key_project = (jax.random.fold_in(key, tag) for tag in (Stream.RULE, Stream.PROJECT))
+    z = jax.random.normal(key, look.x.shape, look.x.dtype)
     base = kernel(look, step)
     exact = guidance is None or guidance.exact
     tilt = Tilt() if guidance is None else guidance(look, base, step, key=key_rule, probe=probe)

@@ -13,15 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Info, Sampler, State, Status, Step
+from ntrk_jax.core import Info, Sampler, State, Status, Step, Stream
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Key, PyTree
 
 __all__ = ["check", "resume", "run", "summary", "trajectory"]
 
 Record = Callable[[State, Info], PyTree]
-
-_INIT = 0xFFFFFFFF
 
 
 def summary(state: State, info: Info) -> Info:
@@ -65,7 +63,7 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
     """
     _check_inputs(key, x, steps)
     first = jax.tree.map(lambda a: a[0], steps)
-    state = sampler.init(jax.random.fold_in(key, _INIT), x, first)
+    state = sampler.init(jax.random.fold_in(key, Stream.INIT), x, first)
     return resume(sampler, key, state, steps, record)
 
 

@@ -77,7 +77,7 @@ class NTRK:
     Cost per step: no evaluation beyond the look's (needs Look(grad=True)); one whitening.
     Density: where="gradient" is an affine Gaussian given the look, so log_ratio is exact; its variance is about rho N a
         row, so weights are of use only while rho N is about 1. where="mixed" has no density through P.
-    Departs from the paper: where="mixed" and `Calibrated` are additions; a zero gradient gives fresh noise.
+    Departs from the paper: where="mixed" and `Calibrated` are additions; a zero gradient leaves the base kernel alone.
     References: Hwang, Min, Kim, Shen, Sung 2026, "NoiseTilt: Noise-Tilted Reverse Kernels for Diffusion Reward
         Alignment", arXiv:2606.18066.
 
@@ -110,7 +110,8 @@ class NTRK:
         """The tilt of the noise."""
         if self.where == "gradient":
             rho = self._rho(look.grad, base, step)
-            return Tilt(noise=jnp.sqrt(rho) * self.whiten(look.grad, key), scale=jnp.sqrt(1.0 - rho))
+            white = self.whiten(look.grad, key if getattr(self.whiten, "needs_key", True) else None)
+            return Tilt(noise=jnp.sqrt(rho) * white, scale=jnp.sqrt(1.0 - rho))
         if isinstance(self.strength, Calibrated):
             noise, scale = base.std / self.strength.temperature * look.grad, 1.0
         else:
@@ -122,7 +123,8 @@ class NTRK:
         if isinstance(self.strength, Calibrated):
             tilt = jnp.square(base.std / self.strength.temperature) * jnp.mean(jnp.square(grad))
             return jnp.minimum(tilt, self.strength.max_strength)
-        return jnp.asarray(strength_at(self.strength, step), grad.dtype)
+        rho = jnp.asarray(strength_at(self.strength, step), grad.dtype)
+        return jnp.where(jnp.any(grad != 0), rho, jnp.zeros_like(rho))
 
 
 def _direction(g: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import Guidance, Info, Kernel, State, Step
+from ntrk_jax.core import Guidance, Info, Kernel, State, Step, Stream
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
 from ntrk_jax.tree import pytree
@@ -51,8 +51,8 @@ class Single:
 
     def step(self, key: Key, state: State, step: Step) -> tuple[State, Info]:
         """Move, then look at where it led."""
-        key_move, key_look = jax.random.split(key)
-        moved, rule_evals = move(key_move, state.look, step, self.kernel, self.guidance, self.look)
+        moved, rule_evals = move(key, state.look, step, self.kernel, self.guidance, self.look)
+        key_look = jax.random.fold_in(key, Stream.LOOK)
         seen, evals, status = self.look.at(key_look, moved.x, step.s, step.sigma_s)
         evals = evals + rule_evals
         state = State(seen, state.log_weights + moved.log_ratio, state.evals + evals, state.status | status)

@@ -46,6 +46,8 @@ class UnitNorm:
 
     confidence: float = static(0.9999)
 
+    needs_key = False  # there are no ties to break; NTRK leaves a zero gradient out by itself
+
     def __post_init__(self) -> None:
         """Refuse a confidence that is not a probability."""
         if not 0.0 < float(self.confidence) < 1.0:
