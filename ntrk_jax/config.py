@@ -48,7 +48,7 @@ def loads(text: str, *, arrays: Iterable[Any] = (), functions: Mapping[str, Call
 
 
 def _is_key(array: Any) -> bool:
-    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 class _Reader:

@@ -151,8 +151,11 @@ class Value(Protocol):
     `num_rewards` is how often the reward is called.
     """
 
-    needs_x0: bool
-    num_rewards: int
+    @property
+    def needs_x0(self) -> bool: ...
+
+    @property
+    def num_rewards(self) -> int: ...
 
     def __call__(self, key: Key, x: Sample, t: Scalar, x0: Sample, reward: Any) -> Array: ...
 
@@ -186,8 +189,11 @@ class Guidance(Protocol):
     evaluations of their own (which they declare in `Tilt.evals`).
     """
 
-    needs_grad: bool
-    exact: bool
+    @property
+    def needs_grad(self) -> bool: ...
+
+    @property
+    def exact(self) -> bool: ...
 
     def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt: ...
 

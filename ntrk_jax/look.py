@@ -45,7 +45,7 @@ class Look:
 
     model: Denoiser
     reward: Reward | None = None
-    grad: bool = static(False)
+    grad: bool = static(default=False)
     value: Value | None = None
 
     def __post_init__(self) -> None:

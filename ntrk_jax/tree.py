@@ -20,10 +20,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 __all__ = ["Function", "derived", "describe", "digest", "is_concrete", "pytree", "replace", "static"]
 
@@ -36,19 +38,19 @@ _FLAT_MODULES = ("core", "look", "samplers", "run", "tree")
 _MAX_PRINTED = 64
 
 
-def static(default: Any = dataclasses.MISSING, **kwargs: Any) -> Any:
-    """A dataclass field that is part of the compiled program and not a leaf."""
-    return dataclasses.field(default=default, metadata={"static": True}, **kwargs)
+def static(*args: Any, **kwargs: Any) -> Any:
+    """A dataclass field that is part of the compiled program and not a leaf: `static()` or `static(default)`."""
+    return dataclasses.field(**dict(zip(("default",), args, strict=False)), metadata={"static": True}, **kwargs)
 
 
-def derived(default: Any = None) -> Any:
+def derived(default: Any = None, *, init: Literal[False] = False) -> Any:
     """A leaf computed from the other fields: flattened, but neither printed, compared nor an argument."""
-    return dataclasses.field(default=default, init=False, repr=False, metadata={"derived": True})
+    return dataclasses.field(default=default, init=init, repr=False, metadata={"derived": True})
 
 
 def is_concrete(value: Any) -> bool:
     """Whether `value` is a number or array whose entries can be read now (no tracer, no placeholder)."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return False
     return isinstance(value, (bool, int, float, np.ndarray, np.generic, jax.Array))
 
@@ -68,11 +70,11 @@ def _public_name(cls: type) -> str:
 
 def describe(value: Any) -> str:
     """The printed form of a field: numbers exactly, small arrays in full, large ones by digest."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return f"<traced {value.aval.str_short()}>"
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
-            return f"key({np.asarray(jax.random.key_data(value)).tolist()})"
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return f"key({np.asarray(jax.random.key_data(jnp.asarray(value))).tolist()})"
         data = np.asarray(value)
         if data.size <= _MAX_PRINTED:
             return f"array({data.tolist()}, {data.dtype.name!r})"
@@ -80,7 +82,7 @@ def describe(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {describe(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        body = ", ".join(f"{k}={describe(v)}" for k, v in zip(value._fields, value, strict=True))
+        body = ", ".join(f"{k}={describe(v)}" for k, v in zip(getattr(value, "_fields", ()), value, strict=True))
         return f"{type(value).__name__}({body})"
     if isinstance(value, (tuple, list)):
         inner = ", ".join(describe(v) for v in value)
@@ -126,7 +128,7 @@ def pytree(cls: type[T]) -> type[T]:
         >>> @pytree
         ... class Scale:
         ...     factor: float = 1.0
-        ...     name: str = static("plain")
+        ...     name: str = static(default="plain")
         >>> jax.tree.leaves(Scale(2.0)), Scale(2.0) == Scale(2.0)
         ([2.0], True)
     """
@@ -150,7 +152,7 @@ def _wrap_functions_first(cls: type) -> None:
     def post_init(self: Any) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name, None)
-            if not field.metadata.get("static") and _is_plain_function(value):
+            if value is not None and not field.metadata.get("static") and _is_plain_function(value):
                 object.__setattr__(self, field.name, Function(value))
         if checks is not None:
             checks(self)

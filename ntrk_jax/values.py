@@ -133,7 +133,7 @@ class MonteCarlo:
     target: Any
     schedule: Schedule
     temperature: Scalar = 1.0
-    num_samples: int = static(16)
+    num_samples: int = static(default=16)
     needs_x0 = False
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ Strength = Scalar | Callable[[Step], Array]
 """A number, or a function of the grid's row (a pytree, or a plain function of a `Step`)."""
 
 
-def strength_at(strength: Strength, step: Step) -> Array:
+def strength_at(strength: Any, step: Step) -> Any:
     """The strength [] on a row of the grid."""
     return strength(step) if callable(strength) else strength
 

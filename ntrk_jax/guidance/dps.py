@@ -49,7 +49,7 @@ class DPS:
     """
 
     strength: Strength = 1.0
-    convention: str = static("likelihood")
+    convention: str = static(default="likelihood")
 
     needs_grad = True
 

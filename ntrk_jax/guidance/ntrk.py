@@ -90,7 +90,7 @@ class NTRK:
 
     whiten: Whitening
     strength: Strength | Calibrated = 0.1
-    where: str = static("gradient")
+    where: str = static(default="gradient")
 
     needs_grad = True
 

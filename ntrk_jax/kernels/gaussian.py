@@ -12,6 +12,7 @@ c = alpha_t sigma_s / (alpha_s sigma_t). Works for every schedule, diffusion and
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +114,6 @@ class Correlated:
 
     def __call__(self, look: Lookahead, step: Step) -> Gaussian:
         """N(mean, std^2 I) of x_s."""
-        c = self.correlation(step) if callable(self.correlation) else self.correlation
+        c: Any = self.correlation(step) if callable(self.correlation) else self.correlation
         std = step.sigma_s * jnp.sqrt(jnp.maximum((1.0 - c) * (1.0 + c), 0.0))
         return Gaussian(step.alpha_s * look.x0 + c * step.sigma_s * tweedie.eps(look, step), std)

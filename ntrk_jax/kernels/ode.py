@@ -66,7 +66,7 @@ class ProbabilityFlow:
     rtol: Scalar = 1e-5
     atol: Scalar = 1e-5
     min_ratio: Scalar = 1e-3
-    max_steps: int = static(1000)
+    max_steps: int = static(default=1000)
 
     def sample(self, x: Sample) -> Sample:
         """The sample that the flow makes of a noise x ~ N(0, sigma(1)^2 I), [*shape] in the dtype of x.

@@ -157,7 +157,7 @@ class External:
     """
 
     function: Callable[[np.ndarray], Any] = static()
-    batched: bool = static(False)
+    batched: bool = static(default=False)
     differentiable = False
 
     def __call__(self, x0: Sample, /) -> Array:

@@ -44,7 +44,7 @@ class Neural:
     apply: Callable[[Any, Sample], Array] = static()
     params: Any
     label: Any = None
-    kind: str = static("logit")
+    kind: str = static(default="logit")
 
     def __post_init__(self) -> None:
         """Refuse an unknown kind."""

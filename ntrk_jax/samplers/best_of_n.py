@@ -31,7 +31,7 @@ class BestOfN:
     """
 
     sampler: Sampler
-    num_particles: int = static(4)
+    num_particles: int = static(default=4)
 
     def __post_init__(self) -> None:
         """Refuse an empty population, and a look without a reward to choose by."""
