@@ -39,18 +39,22 @@ def image_grid(images: np.ndarray, columns: int, gap: float = 0.12) -> np.ndarra
 
 def contours(axes: Any, law: Any, limits: tuple, colour: str, filled: bool = False) -> None:
     """Lines of equal density of a 2-D law, at 0.5, 0.05 and 0.005 of its largest."""
-    import jax
-
     (left, right), (low, high) = limits
     x, y = np.meshgrid(np.linspace(left, right, 160), np.linspace(low, high, 160))
     points = np.stack([x.ravel(), y.ravel()], -1).astype(np.float32)
-    logs = np.asarray(jax.jit(jax.vmap(law.log_prob))(points)).reshape(x.shape)
+    logs = _log_densities(law, points).reshape(x.shape)
     density = np.exp(logs - logs.max())
     levels = [0.005, 0.05, 0.5]
     if filled:
         axes.contourf(x, y, density, levels=[0.02, 0.1, 0.3, 0.6, 1.01], colors=[colour], alpha=0.18)
     else:
         axes.contour(x, y, density, levels=levels, colors=colour, linewidths=0.9)
+
+
+def _log_densities(law: Any, points: np.ndarray) -> np.ndarray:
+    import jax
+
+    return np.asarray(jax.jit(jax.vmap(type(law).log_prob, (None, 0)))(law, points))
 
 
 def limits_of(*clouds: np.ndarray, margin: float = 0.12) -> tuple:
@@ -89,8 +93,6 @@ def _images(x: np.ndarray, reward: np.ndarray, title: str) -> Any:
 
 
 def _histogram(x: np.ndarray, title: str, law: Any, exact: Any) -> Any:
-    import jax
-
     fig = figure(6.0, 4.0)
     axes = fig.subplots()
     axes.hist(x[np.isfinite(x)], bins=60, density=True, color=SAMPLES, alpha=0.5, label="samples")
@@ -98,7 +100,7 @@ def _histogram(x: np.ndarray, title: str, law: Any, exact: Any) -> Any:
     line = np.linspace(left, right, 400, dtype=np.float32)
     for one, colour, label in ((law, BASE, "base law"), (exact, EXACT, "exact tilted law")):
         if one is not None:
-            axes.plot(line, np.exp(jax.vmap(one.log_prob)(line[:, None])), color=colour, label=label)
+            axes.plot(line, np.exp(_log_densities(one, line[:, None])), color=colour, label=label)
     axes.set(title=title, xlabel="x", ylabel="density")
     axes.legend(frameon=False)
     return fig

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import ntrk_jax as nk
-from ntrk_jax.cli.runs import draw_one
+from ntrk_jax.cli.runs import draw_samples
 
 __all__ = ["Cloud", "MixtureStudy", "study", "summary_of"]
 
 STRENGTH, TEMPERATURE = 0.1, 1.0
+
+_REFERENCE = 0xFFFFFFFF
 
 
 class Cloud(NamedTuple):
@@ -60,7 +62,7 @@ def study(
         "calibrated": (f"NTRK, temperature {TEMPERATURE:g}",
                        nk.methods.calibrated(model, reward, (2,), temperature=TEMPERATURE, **parts)),
     }  # fmt: skip
-    key_exact, key_floor, key_slices = jax.random.split(jax.random.key(seed), 3)
+    key_exact, key_floor, key_slices = jax.random.split(jax.random.fold_in(jax.random.key(seed), _REFERENCE), 3)
     exact = tilted.sample(key_exact, num)
     floor = float(nk.metrics.two_sample_floor(key_floor, tilted, num))
     reward_of = jax.jit(jax.vmap(reward))
@@ -68,20 +70,12 @@ def study(
     for name, (label, sampler) in samplers.items():
         for steps in num_steps[:1] if name == "base" else num_steps:
             began = time.perf_counter()
-            x = _draw(sampler, jax.random.key(seed), nk.grid(schedule, nk.grids.uniform(steps)), num)
+            x = draw_samples(sampler, seed, nk.grid(schedule, nk.grids.uniform(steps)), (2,), num, batch=num).x
             seconds = time.perf_counter() - began
-            distance = float(nk.metrics.sliced_wasserstein(key_slices, x, exact))
+            distance = float(nk.metrics.sliced_wasserstein(jax.random.clone(key_slices), x, exact))
             clouds.append(Cloud(name, label, steps, np.asarray(x), distance, float(jnp.mean(reward_of(x))), seconds))
             on_cloud(f"2-D mixture: {label}, {steps} steps")
     return MixtureStudy(clouds, law, tilted, floor, float(nk.targets.expected_reward(tilted, reward)))
-
-
-def _draw(sampler: Any, key: jax.Array, steps: Any, num: int) -> jax.Array:
-    @jax.jit
-    def run(sampler: Any, key: jax.Array, steps: Any) -> jax.Array:
-        return jax.vmap(lambda i: draw_one(sampler, key, i, steps, (2,))[0].x)(jnp.arange(num))
-
-    return jax.block_until_ready(run(sampler, key, steps))
 
 
 def summary_of(out: MixtureStudy) -> dict[str, Any]:

@@ -7,6 +7,7 @@ up, never compiled anew; between chunks the host reports progress.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -71,16 +72,16 @@ def draw_samples(
         progress: called with the number of samples done after each chunk.
     """
     size = min(batch, num)
-
-    @jax.jit
-    def chunk(sampler: Any, key: jax.Array, first: jax.Array, steps: Any) -> Drawn:
-        indices = first + jnp.arange(size, dtype=jnp.uint32)
-        return jax.vmap(lambda i: draw_one(sampler, key, i, steps, shape)[0])(indices)
-
     key, parts = jax.random.key(seed), []
     for first in range(0, num, size):
-        out = chunk(sampler, key, jnp.uint32(start + first), steps)
+        out = _chunk(sampler, key, jnp.uint32(start + first), steps, shape, size)
         parts.append(jax.tree.map(np.asarray, out))
         if progress is not None:
             progress(min(first + size, num))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num], *parts)
+
+
+@partial(jax.jit, static_argnames=("shape", "size"))
+def _chunk(sampler: Any, key: jax.Array, first: jax.Array, steps: Any, shape: tuple[int, ...], size: int) -> Drawn:
+    indices = first + jnp.arange(size, dtype=jnp.uint32)
+    return jax.vmap(lambda i: draw_one(sampler, key, i, steps, shape)[0])(indices)

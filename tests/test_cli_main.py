@@ -1,0 +1,93 @@
+"""The command line as a whole: help, version, list, and errors of one line."""
+
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import ntrk_jax as nk
+from ntrk_jax.cli import main
+from ntrk_jax.cli.console import OneLineErrors, Progress
+
+
+def invoke(*args):
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def refused(result, *words):
+    """Exit status 2, one line on stderr that contains the words, no traceback."""
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert [line.startswith("Error: ") for line in lines] == [True], result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
+def test_help_names_the_commands(args):
+    result = invoke(*args)
+    assert result.exit_code == 0
+    for command in ("demo", "sample", "train", "list"):
+        assert command in result.output
+
+
+def test_version():
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert nk.__version__ in result.output
+
+
+def test_list_names_every_method():
+    result = invoke("list")
+    assert result.exit_code == 0
+    for name in nk.methods.CATALOGUE:
+        assert f" {name} " in result.output
+
+
+def test_list_as_json_is_the_catalogue():
+    rows = json.loads(invoke("list", "--json").stdout)
+    assert set(rows) == set(nk.methods.CATALOGUE)
+    assert rows["ntrk"]["strength"] == "strength"
+    assert rows["ntrk"]["high"] == 1.0
+    assert rows["dps"]["high"] is None  # no upper bound
+
+
+def test_unknown_command_and_option():
+    refused(invoke("nope"), "nope")
+    refused(invoke("list", "--nope"), "--nope")
+    refused(invoke("train", "digits"), "--out")
+
+
+def test_heavy_packages_are_not_imported_for_help():
+    code = (
+        "import sys; from ntrk_jax.cli import main\n"
+        "heavy = {'matplotlib', 'sklearn', 'flax', 'orbax', 'diffrax', 'optax', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_an_interrupt_says_that_nothing_was_written():
+    @click.group(cls=OneLineErrors)
+    def group():
+        pass
+
+    @group.command()
+    def stop():
+        raise KeyboardInterrupt
+
+    result = CliRunner().invoke(group, ["stop"])
+    assert result.exit_code == 130
+    assert "nothing was written" in result.stderr
+
+
+def test_progress_in_a_log_is_one_line_a_stage(capsys):
+    with Progress(2) as progress:
+        progress.say("not shown")
+        progress.advance("first")
+        progress.advance("second")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("] ")[1] for line in lines] == ["1/2 first", "2/2 second"]
