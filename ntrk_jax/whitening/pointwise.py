@@ -44,7 +44,7 @@ class UnitNorm:
         [0.8485000133514404, 1.1313999891281128]
     """
 
-    confidence: float = static(0.9999)
+    confidence: float = static(default=0.9999)
 
     needs_key = False  # there are no ties to break; NTRK leaves a zero gradient out by itself
 

@@ -92,7 +92,7 @@ class Spectral:
         True
     """
 
-    block: int = static(16)
+    block: int = static(default=16)
 
     def __post_init__(self) -> None:
         """Refuse an empty block."""

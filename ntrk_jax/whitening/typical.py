@@ -76,10 +76,10 @@ class TypicalSet:
     """
 
     shape: tuple[int, ...] = static()
-    confidence: float = static(0.9999)
+    confidence: float = static(default=0.9999)
     tolerance: Scalar = 0.01
-    max_sweeps: int = static(100)
-    relax: float = static(1.0)
+    max_sweeps: int = static(default=100)
+    relax: float = static(default=1.0)
     tables: Any = derived()
 
     def __post_init__(self) -> None:
@@ -108,20 +108,23 @@ class TypicalSet:
 
     def detailed(self, g: Array, key: Key | None = None) -> Whitened:
         """`W(g)` together with the largest violation, the number of sweeps and the status bits."""
-        self._check(g)
-        return self._finish(direction(g, key), jnp.asarray(g).dtype)
+        self.check(g)
+        out = self.finish(direction(g, key))
+        return out._replace(noise=out.noise.astype(jnp.asarray(g).dtype))
 
     def detailed_project(self, z: Array, key: Key | None = None) -> Whitened:
         """`W.project(z)` together with the largest violation, the number of sweeps and the status bits."""
-        self._check(z)
-        return self._finish(noise_input(z, key), jnp.asarray(z).dtype)
+        self.check(z)
+        out = self.finish(noise_input(z, key))
+        return out._replace(noise=out.noise.astype(jnp.asarray(z).dtype))
 
     def violation(self, z: Array) -> Array:
         """The largest violation over all sets of z [*shape], in standard deviations, []."""
         worst = [project_domain(domains.forward(n, z), t, 1.0)[1] for n, t in self._domains()]
         return jnp.max(jnp.stack(worst))
 
-    def _check(self, x: Array) -> None:
+    def check(self, x: Array) -> None:
+        """Refuse an array of another shape."""
         if jnp.shape(x) != self.shape:
             raise ValueError(f"TypicalSet was built for shape {self.shape}, got {jnp.shape(x)}; vmap over a batch.")
 
@@ -152,9 +155,10 @@ class TypicalSet:
         start = (x, jnp.asarray(jnp.inf, x.dtype), jnp.zeros((), jnp.int32))
         return jax.lax.while_loop(go_on, body, start)
 
-    def _finish(self, given: Prepared, dtype: Any) -> Whitened:
+    def finish(self, given: Prepared) -> Whitened:
+        """Break ties and sweep a prepared input; one that nothing moves is returned as it is."""
         rms = jnp.sqrt(jnp.mean(given.values**2))
         jitter = _JITTER * jnp.minimum(rms, 1.0) * given.noise
         x, worst, sweeps = self.sweep(given.values + jitter)
         x = jnp.where(sweeps > 1, x, given.values)
-        return Whitened(x.astype(dtype), worst, sweeps - 1, given.status)
+        return Whitened(x, worst, sweeps - 1, given.status)
