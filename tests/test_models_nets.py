@@ -1,11 +1,15 @@
 """The networks: shapes, conditions, and that every part of the input reaches the output."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from ntrk_jax import models
 from ntrk_jax.models.nets import MLP, DiT, time_features
 
 
@@ -49,6 +53,14 @@ def test_tokens_are_the_patches_and_join_undoes_cut():
     net, x = stirred("dit"), jnp.arange(48.0).reshape(4, 6, 2)
     np.testing.assert_array_equal(net._cut(x)[1].reshape(2, 2, 2), x[:2, 2:4])
     np.testing.assert_array_equal(net._join(net._cut(x)), x)
+
+
+def test_networks_are_found_when_first_asked_for():
+    code = "import sys, ntrk_jax as nk; assert 'flax' not in sys.modules; print(nk.models.nets.MLP.__name__)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "MLP\n"
+    assert models.__getattr__("nets").DiT is DiT
+    with pytest.raises(AttributeError, match="no attribute 'net'"):
+        _ = models.net
 
 
 def test_refused_sizes():
