@@ -78,3 +78,17 @@ def test_refused_arguments():
         run(0)
     with pytest.raises(ValueError, match="common, positive first axis"):
         fit(KEY, squared, START, (jnp.ones((3, 3)), jnp.ones(2)), OPTIMIZER, 1)
+
+
+def test_every_step_draws_anew():
+    def drift(key, w, x):
+        return w * (x + jax.random.normal(key))
+
+    def after(num_steps, data, batch_size=1):
+        return float(fit(KEY, drift, jnp.zeros(()), data, optax.sgd(1.0), num_steps, batch_size=batch_size).params)
+
+    data = jnp.zeros(1)
+    first, both = after(1, data), after(2, data)
+    assert abs(both - 2 * first) > 1e-3, "two steps must not see the same noise"
+    rows = 100.0 * jnp.arange(64.0)
+    assert abs(after(2, rows) - 2 * after(1, rows)) > 50.0, "nor the same samples"
