@@ -85,6 +85,16 @@ def test_samples_lie_as_close_to_real_digits_as_real_digits_do_and_guidance_rais
     assert judged(guided) > 15 > judged(base) + 5
 
 
+@pytest.fixture
+def quick_compiler():
+    """Programs that run for a moment need no optimising."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("quick_compiler")
 def test_a_short_training_writes_a_file_that_reads_back(tmp_path, monkeypatch):
     monkeypatch.setattr(digits, "_network", lambda rngs: MLP(digits.SHAPE, width=8, hidden=8, depth=1, rngs=rngs))
     seen = []
