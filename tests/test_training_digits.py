@@ -88,7 +88,7 @@ def test_samples_lie_as_close_to_real_digits_as_real_digits_do_and_guidance_rais
 @pytest.fixture
 def quick_compiler():
     """Programs that run for a moment need no optimising."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
