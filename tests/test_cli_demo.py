@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_cli_main import invoke, refused
+from test_cli_main import invoke, quick_compilation, refused
 
 import ntrk_jax as nk
 from ntrk_jax.cli import digits_study, mixture_study
@@ -19,10 +19,8 @@ FILES = ["digits.png", "mixture.png", "report.json", "report.md"]
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +191,19 @@ def test_real_digits_are_as_far_apart_as_their_nearest_neighbours():
         data = jnp.asarray(digits.real_digits().images[:30])
 
     np.testing.assert_allclose(digits_study.real_distance(Model()), gaps.min(1).mean(), rtol=1e-4)
+
+
+def test_the_spread_is_between_samples_of_one_digit():
+    x = np.array([0.0, 10.0, 3.0, 14.0, 3.0]).reshape(5, 1, 1, 1)
+    np.testing.assert_allclose(digits_study.spread(x, np.array([0, 1, 0, 1, 0])), [3.0, 0.0, 4.0])
+    assert np.isnan(digits_study.spread(x, np.arange(5))).all()
+    assert 2.0 < digits_study.real_spread() < 8.0
+
+
+def test_one_sample_a_digit_has_no_spread_and_still_a_report(quick):
+    report = json.loads(json.dumps(quick[2]))
+    report["digits"]["methods"][0]["mean"]["spread"] = None
+    assert "| spread | none |" in markdown(report)
 
 
 def test_the_mixture_uses_the_law_it_names():

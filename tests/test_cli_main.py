@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import click
+import jax
 import pytest
 from click.testing import CliRunner
 
@@ -15,6 +17,16 @@ from ntrk_jax.cli.console import OneLineErrors, Progress
 
 def invoke(*args):
     return CliRunner().invoke(main, [str(a) for a in args])
+
+
+@contextmanager
+def quick_compilation():
+    """Programs that are compiled fast and run slowly: the command line's tests run each of theirs once."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 def refused(result, *words):
@@ -70,6 +82,32 @@ def test_heavy_packages_are_not_imported_for_help():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_list_in_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    result = invoke("list")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for name in nk.methods.CATALOGUE:
+        assert f"{name}: " in result.stdout
+
+
+def test_errors_reach_a_caller_as_they_are():
+    with pytest.raises(click.UsageError, match="nope"):
+        main.main(["nope"], standalone_mode=False)
+
+
+def test_a_full_disk_is_one_line():
+    @click.group(cls=OneLineErrors)
+    def group():
+        pass
+
+    @group.command()
+    def write():
+        raise OSError(28, "No space left on device")
+
+    refused(CliRunner().invoke(group, ["write"]), "No space left on device")
+
+
 def test_an_interrupt_says_that_nothing_was_written():
     @click.group(cls=OneLineErrors)
     def group():
@@ -91,3 +129,11 @@ def test_progress_in_a_log_is_one_line_a_stage(capsys):
         progress.advance("second")
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("] ")[1] for line in lines] == ["1/2 first", "2/2 second"]
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Progress(2) as progress:
+        progress.say("thinking")
+        progress.advance("first")
+    assert "/2" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_cli_main import invoke, refused
+from test_cli_main import invoke, quick_compilation, refused
 
 import ntrk_jax as nk
 from ntrk_jax.cli.problems import parse
@@ -30,6 +30,12 @@ def drawn(path, *args):
     assert result.exit_code == 0, result.output
     with np.load(path) as file:
         return {name: file[name] for name in file.files}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    with quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["BadInput", "OneLineErrors", "Progress", "print_table", "table", "user_input"]
+__all__ = ["BadInput", "OneLineErrors", "Progress", "print_table", "table", "terminal_width", "user_input"]
 
 _LOG_WIDTH = 150
 
@@ -35,6 +35,8 @@ class OneLineErrors(click.Group):
             status = super().main(*args, standalone_mode=False, **extra)
         except click.ClickException as error:
             _stop(f"Error: {' '.join(error.format_message().split())}", 2)
+        except OSError as error:
+            _stop(f"Error: {error}.", 2)
         except click.Abort:
             _stop("Stopped: nothing was written.", 130)
         sys.exit(status if isinstance(status, int) else 0)
@@ -66,14 +68,19 @@ def table(title: str, columns: list[str], left: int = 1) -> Table:
     return out
 
 
-def print_table(item: Any) -> None:
-    """Print a table to stdout, at full width where stdout is not a terminal."""
+def terminal_width() -> int:
+    """The width of stdout in characters; a generous one where it is not a terminal."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_LOG_WIDTH)
-    console.print(item)
+    console = Console()
+    return console.width if console.is_terminal else _LOG_WIDTH
+
+
+def print_table(item: Any) -> None:
+    """Print a table to stdout."""
+    from rich.console import Console
+
+    Console(highlight=False, width=terminal_width()).print(item)
 
 
 class Progress:

@@ -32,7 +32,7 @@ class _Plan(NamedTuple):
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), help=f"A folder for {', '.join(_FILES)}.")
 @click.option("--seeds", type=click.IntRange(1, 1000), default=5, show_default=True, help="How many seeds, from 0 on.")
-@click.option("--num", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Samples for each seed.")
+@click.option("--num", type=click.IntRange(1, 1000), default=100, show_default=True, help="Samples for each seed.")
 @click.option("--digit", type=click.IntRange(0, 9), help="Ask for this digit only; without it, for all ten in turn.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A digits model made by `ntrk train digits`.")
 @click.option("--quick", is_flag=True, help="One seed and few steps: a look at the machinery, not at the numbers.")
@@ -93,7 +93,8 @@ def _report(model: Any, plan: _Plan, outcomes: list[Any], clouds: Any, seconds: 
         "settings": plan._asdict(),
         "digits": {
             "methods": rows, "verdict": digits_study.verdict_of(rows), "metrics": digits_study.METRICS,
-            "real_distance": digits_study.real_distance(model), "model": model.record,
+            "real_distance": digits_study.real_distance(model), "real_spread": digits_study.real_spread(),
+            "model": model.record,
         },
         "mixture": mixture_study.summary_of(clouds),
         "seconds": seconds, "machine": machine(), "versions": versions(),

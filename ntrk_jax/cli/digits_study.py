@@ -2,7 +2,7 @@
 
 Sample i of a seed is asked for the i-th of a list of digits, taken in turn, and starts from the same noise for every
 method. Measured per seed: the reward (the logit of a classifier), the held-out reward (another classifier, other
-images), the distance to the nearest real image, how typical the injected noise
+images), the distance to the nearest real image, the spread among samples of one digit, how typical the injected noise
 
     (x_s - base mean) / base std        (z for the base sampler, whatever was added to z for the others)
 
@@ -11,6 +11,7 @@ is, evaluations and time.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ METRICS = {
     "judge": "held-out reward (logit)",
     "recognised": "share that the held-out classifier reads as the digit asked for",
     "distance": "distance to the nearest real digit",
+    "spread": "distance between samples asked for the same digit",
     "noise": "largest |z| of the typicality battery on the injected noise, median",
 }
 
@@ -92,7 +94,8 @@ def run_method(
         began = time.perf_counter()
         drawn, looks = jax.block_until_ready(compiled(model, asked, jax.random.key(seed), steps))
         seconds.append(time.perf_counter() - began)
-        measured = jax.tree.map(np.asarray, _measure(model, asked, drawn, looks, steps))
+        measured = {"spread": spread(np.asarray(drawn.x), np.asarray(asked))}
+        measured |= jax.tree.map(np.asarray, _measure(model, asked, drawn, looks, steps))
         for name in METRICS:
             per_seed[name].append(float(np.median(measured[name]) if name == "noise" else np.mean(measured[name])))
         flagged += int(np.count_nonzero(drawn.status))
@@ -120,7 +123,7 @@ def _draw(method: Method, model: Any, asked: jax.Array, key: jax.Array, steps: A
 def _measure(model: Any, asked: jax.Array, drawn: Drawn, looks: Any, steps: Any) -> dict[str, jax.Array]:
     """The metrics, sample by sample [num]; of the noise [num, num_steps - 2]."""
     logits = jax.vmap(lambda x: jax.vmap(lambda digit: model.judge(digit)(x))(jnp.arange(10)))(drawn.x)
-    noise = jax.vmap(lambda path: injected_noise(nk.kernels.DDIM(), *path, steps))(looks)
+    noise = jax.vmap(lambda path: injected_noise(nk.kernels.DDIM(), path[0], path[1], steps))(looks)
     scores = jax.vmap(jax.vmap(lambda z: nk.metrics.typicality(z).largest))(noise)
     return {
         "reward": drawn.reward,
@@ -129,6 +132,12 @@ def _measure(model: Any, asked: jax.Array, drawn: Drawn, looks: Any, steps: Any)
         "distance": nk.metrics.nearest_distance(drawn.x, model.data),
         "noise": scores,
     }
+
+
+def spread(x: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """The distances between each sample [num, *shape] and the next one of the same digit; one NaN if there are none."""
+    pairs = [(a, b) for digit in np.unique(asked) for a, b in itertools.pairwise(np.flatnonzero(asked == digit))]
+    return np.asarray([np.linalg.norm(x[a] - x[b]) for a, b in pairs] or [np.nan])
 
 
 def injected_noise(kernel: Any, x: jax.Array, x0: jax.Array, steps: Any) -> jax.Array:
@@ -203,3 +212,10 @@ def one_real_digit_each(asked: Sequence[int], count: int = 10) -> np.ndarray:
     images, labels = digits.real_digits()
     rows = [np.flatnonzero(labels == asked[i % len(asked)])[i // len(asked)] for i in range(count)]
     return images[rows]
+
+
+def real_spread() -> float:
+    """The spread of the real digits."""
+    from ntrk_jax.training import digits
+
+    return float(np.mean(spread(*digits.real_digits())))

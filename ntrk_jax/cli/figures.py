@@ -67,25 +67,31 @@ def limits_of(*clouds: np.ndarray, margin: float = 0.12) -> tuple:
     return (float(centre[0] - half), float(centre[0] + half)), (float(centre[1] - half), float(centre[1] + half))
 
 
-def picture(path: Path, x: np.ndarray, reward: np.ndarray, title: str, law: Any = None, exact: Any = None) -> None:
-    """A picture of samples [num, *shape]: images as a grid, planes as points over the laws, lines as a histogram."""
+def picture(
+    path: Path, x: np.ndarray, reward: np.ndarray, title: str, law: Any = None, exact: Any = None,
+    span: tuple[float, float] | None = None,
+) -> None:  # fmt: skip
+    """A picture of samples [num, *shape]: images as a grid, planes as points over the laws, lines as a histogram.
+
+    span: the pixel values shown as white and black; None takes them from the samples.
+    """
     x = np.asarray(x, np.float32)
     if x.ndim >= 3:
-        fig = _images(x, reward, title)
+        fig = _images(x, reward, title, span)
     elif x.shape[1] == 1:
         fig = _histogram(x[:, 0], title, law, exact)
     else:
         fig = _points(x, title, law, exact)
-    fig.savefig(path)
+    fig.savefig(path, bbox_inches="tight")
 
 
-def _images(x: np.ndarray, reward: np.ndarray, title: str) -> Any:
+def _images(x: np.ndarray, reward: np.ndarray, title: str, span: tuple[float, float] | None) -> Any:
     images = x.reshape(*x.shape[:3], -1).mean(-1)[:_MOST_IMAGES]
     columns = min(10, len(images))
     grid = image_grid(images, columns)
     fig = figure(0.75 * columns + 0.5, 0.75 * grid.shape[0] / grid.shape[1] * columns + 0.8)
     axes = fig.subplots()
-    low, high = np.nanquantile(images, [0.001, 0.999])
+    low, high = span or np.nanquantile(images, [0.001, 0.999])
     axes.imshow(grid, cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(f"{title}\nmean reward {np.mean(reward):.3g}", fontsize=9)

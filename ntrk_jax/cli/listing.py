@@ -5,10 +5,12 @@ from __future__ import annotations
 import click
 
 import ntrk_jax as nk
-from ntrk_jax.cli.console import print_table, table
+from ntrk_jax.cli.console import print_table, table, terminal_width
 from ntrk_jax.cli.outputs import to_json
 
 __all__ = ["list_methods"]
+
+_WIDE = 110
 
 
 @click.command("list")
@@ -24,6 +26,12 @@ def list_methods(as_json: bool) -> None:
     }  # fmt: skip
     if as_json:
         click.echo(to_json(rows), nl=False)
+        return
+    if terminal_width() < _WIDE:
+        for name, row in rows.items():
+            strength = f"\n    option: --{row['strength']}" if row["strength"] else ""
+            click.echo(f"{name}: {row['summary']}\n    needs {row['needs']}\n    costs {row['cost']} per step")
+            click.echo(f"    exact: {row['exact']}{strength}")
         return
     out = table("Methods", ["name", "what it is", "needs", "cost per step", "exact?", "strength"], left=6)
     for name, row in rows.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from ntrk_jax.cli.console import table
@@ -9,16 +11,14 @@ from ntrk_jax.cli.digits_study import METRICS
 
 __all__ = ["digits_table", "markdown", "mixture_table", "rival_line", "verdict_line"]
 
-_DIGIT_COLUMNS = [
-    "method", "NFE", "gradients", "target reward", "held-out", "recognised", "distance", "ratio", "noise", "run s",
-    "compile s",
-]  # fmt: skip
-_MIXTURE_COLUMNS = ["sampler", "steps", "sliced W2", "times the floor", "mean reward", "seconds"]
+_MIXTURE_COLUMNS = ["sampler", "steps", "sliced W2", "/ floor", "mean reward", "seconds"]
 
 
 def _with_error(row: dict[str, Any], name: str, digits: int = 2) -> str:
-    error = row["standard_error"][name]
-    return f"{row['mean'][name]:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    mean, error = row["mean"][name], row["standard_error"][name]
+    if mean is None or math.isnan(mean):
+        return "none"
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def _gradients(evals: dict[str, int]) -> str:
@@ -27,17 +27,22 @@ def _gradients(evals: dict[str, int]) -> str:
     return str(model) if model == reward else f"{model} + {reward}"
 
 
-def _digit_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
-    return [_digit_row(row) for row in rows]
-
-
-def _digit_row(row: dict[str, Any]) -> list[str]:
-    return [
-        row["label"], str(row["nfe"]), _gradients(row["evals_per_sample"]), _with_error(row, "reward"),
-        _with_error(row, "judge"), f"{row['mean']['recognised']:.0%}", _with_error(row, "distance"),
-        f"{row['distance_ratio_to_base']:.2f}", _with_error(row, "noise"), f"{row['seconds_a_seed']:.2f}",
-        f"{row['seconds_to_compile']:.1f}",
-    ]  # fmt: skip
+def _digit_grid(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The heads of the columns, one a method, and the lines, one a number."""
+    cells: dict[str, Callable[[dict[str, Any]], str]] = {
+        "NFE": lambda row: str(row["nfe"]),
+        "gradients": lambda row: _gradients(row["evals_per_sample"]),
+        "target reward": lambda row: _with_error(row, "reward"),
+        "held-out reward": lambda row: _with_error(row, "judge"),
+        "recognised": lambda row: f"{row['mean']['recognised']:.0%}",
+        "distance": lambda row: _with_error(row, "distance"),
+        "ratio to base": lambda row: f"{row['distance_ratio_to_base']:.2f}",
+        "spread": lambda row: _with_error(row, "spread"),
+        "noise": lambda row: _with_error(row, "noise"),
+        "run, s": lambda row: f"{row['seconds_a_seed']:.2f}",
+        "compile, s": lambda row: f"{row['seconds_to_compile']:.1f}",
+    }
+    return ["", *(row["label"] for row in rows)], [[name, *map(cell, rows)] for name, cell in cells.items()]
 
 
 def _mixture_rows(mixture: dict[str, Any]) -> list[list[str]]:
@@ -58,9 +63,10 @@ def digits_table(report: dict[str, Any]) -> Any:
     title = (
         f"Digits: {settings['num']} samples for each of {len(settings['seeds'])} seeds, mean ± standard error of them"
     )
-    out = table(title, _DIGIT_COLUMNS)
-    for row in _digit_rows(report["digits"]["methods"]):
-        out.add_row(*row)
+    columns, lines = _digit_grid(report["digits"]["methods"])
+    out = table(title, columns)
+    for line in lines:
+        out.add_row(*line)
     return out
 
 
@@ -96,7 +102,7 @@ def rival_line(verdict: dict[str, Any]) -> str:
     gap = verdict["ntrk_minus_dps"]
     return (
         f"NTRK minus DPS, both at {verdict['nfe']} NFE and tuned: target reward {gap['reward']:+.2f}, "
-        f"held-out reward {gap['judge']:+.2f}, distance {gap['distance']:+.2f}, "
+        f"held-out reward {gap['judge']:+.2f}, distance {gap['distance']:+.2f}, spread {gap['spread'] or 0.0:+.2f}, "
         f"largest |z| of the noise {gap['noise']:+.2f}."
     )
 
@@ -111,14 +117,15 @@ def markdown(report: dict[str, Any]) -> str:
         f"{settings['num']} samples for each of the seeds {', '.join(map(str, settings['seeds']))}; they are asked for "
         f"the digits {', '.join(map(str, settings['digits']))} in turn; {settings['num_steps']} steps of DDIM(1). "
         "Mean ± standard error over seeds. The picture `digits.png` shows the first samples of the first seed.", "",
-        *_table(_DIGIT_COLUMNS, _digit_rows(report["digits"]["methods"])), "",
-        *(f"- {name}: {text}." for name, text in METRICS.items()),
-        f"- ratio: distance divided by the base sampler's; real digits are {report['digits']['real_distance']:.2f} "
-        "from their nearest other real digit.",
-        "- noise: (x_s - base mean) / base std along the path, steps 2 to the last but one.",
+        *_table(*_digit_grid(report["digits"]["methods"])), "",
+        *(f"- {name}: {METRICS[name]}." for name in ("recognised", "distance", "spread", "noise")),
+        "- ratio to base: distance divided by the base sampler's.",
+        f"- Real digits are {report['digits']['real_distance']:.2f} from their nearest other real digit; their spread "
+        f"is {report['digits']['real_spread']:.2f}.",
+        "- The injected noise is (x_s - base mean) / base std along the path, steps 2 to the last but one.",
         "- NFE, gradients: model evaluations a sample, and as many backward passes through model and reward.",
-        "- run s, compile s: wall time of one seed's samples, and of the compilation before the first.", "",
-        "Settings:", "",
+        "- run, compile: wall time of one seed's samples, and of the compilation before the first.", "",
+        "Settings (the strengths are those with the highest rewards, of the ones tried, at a ratio below 1.2):", "",
         *(f"- {row['label']}: " + (", ".join(f"{k} = {v}" for k, v in row["settings"].items()) or "none")
           for row in report["digits"]["methods"]), "",
         "## 2-D mixture", "",

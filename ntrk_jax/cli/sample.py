@@ -161,6 +161,7 @@ def _write(out: Path, names: list[str], options: dict[str, Any], task: Any, draw
     exact = None
     if task.law is not None and options["method"] != "base":
         exact = task.tilted(options["temperature"] or 1.0)
+    span = (-1.0, 1.0) if task.name == "digits" else None
     title = f"{options['method']} on {options['target']}, {options['steps']} steps"
     with staged(out, names, options["overwrite"]) as stage:
         np.savez(
@@ -168,5 +169,5 @@ def _write(out: Path, names: list[str], options: dict[str, Any], task: Any, draw
             status=drawn.status, sampler=np.array(record["sampler"]),
             **{f"evals_{k}": v for k, v in drawn.evals._asdict().items()},
         )  # fmt: skip
-        picture(stage / names[1], np.asarray(drawn.x), np.asarray(drawn.reward), title, task.law, exact)
+        picture(stage / names[1], np.asarray(drawn.x), np.asarray(drawn.reward), title, task.law, exact, span)
         (stage / names[2]).write_text(to_json(plain(record)), encoding="utf-8")
