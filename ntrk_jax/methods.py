@@ -18,7 +18,7 @@ from ntrk_jax.kernels import DDIM, DDPM, EDM, Correlated, FlowODE, FlowSDE
 from ntrk_jax.look import Look
 from ntrk_jax.samplers import BestOfN, Single
 from ntrk_jax.typing import Scalar
-from ntrk_jax.whitening import Certified, TypicalSet
+from ntrk_jax.whitening import TypicalSet
 
 __all__ = ["CATALOGUE", "Entry", "base", "best_of_n", "calibrated", "correlated", "ddim", "ddpm", "dps", "dps_norm"]
 __all__ += ["dps_squared", "edm", "flow_ode", "flow_sde", "names", "ntrk", "ntrk_mixed"]
@@ -92,14 +92,16 @@ def ntrk(
     kernel: Kernel | None = None,
     value: Value | None = None,
 ) -> Single:
-    """NTRK as published: whiten the gradient with the paper's W, mix it into the noise with a weight rho."""
+    """NTRK as published: whiten the gradient with the paper's W, mix it into the noise with a weight rho.
+
+    whiten: another operator, such as `whitening.Certified(shape)`; value: another value than the plug-in.
+    """
     return guided(model, reward, NTRK(whiten or TypicalSet(shape), strength, where), kernel, value)
 
 
 def ntrk_mixed(model: Denoiser, reward: Reward, shape: tuple[int, ...], *, strength: Strength = 0.05, **parts: Any):
-    """NTRK with the mixture whitened by the stronger operator instead of the gradient."""
-    whiten = parts.pop("whiten", None) or Certified(shape)
-    return ntrk(model, reward, shape, strength=strength, where="mixed", whiten=whiten, **parts)
+    """NTRK with the mixture of gradient and noise whitened instead of the gradient."""
+    return ntrk(model, reward, shape, strength=strength, where="mixed", **parts)
 
 
 def calibrated(model: Denoiser, reward: Reward, shape: tuple[int, ...], *, temperature: Scalar = 1.0, **parts: Any):

@@ -11,7 +11,7 @@ import ntrk_jax as nk
 
 SHAPES = {"vector": (6,), "image": (4, 4, 2)}
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
-NUM_STEPS = 5
+NUM_STEPS = 4
 BATCH = 3
 
 
@@ -81,9 +81,13 @@ def keys(seed=2):
     return jax.random.split(jax.random.key(seed), BATCH)
 
 
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiles in half the time; the bitwise comparison with the unguided sampler uses the default instead."""
+
+
 @functools.lru_cache
-def batched():
-    """vmap of run over keys, noises and the poison of each sample, jitted; one function for all tests."""
+def batched(quick=True):
+    """vmap of run over keys, noises and the poison of each sample, jitted; the record is (state, info) of each step."""
 
     def poisoned(sampler, poison):
         def swap(path, leaf):
@@ -92,12 +96,12 @@ def batched():
         return jax.tree_util.tree_map_with_path(swap, sampler)
 
     def one(sampler, key, x, poison, grid):
-        return nk.run(poisoned(sampler, poison), key, x, grid)
+        return nk.run(poisoned(sampler, poison), key, x, grid, record=lambda state, info: (state, info))
 
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, None)))
+    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, None)), compiler_options=QUICK if quick else None)
 
 
-def go(sampler, key, x, poison=None):
+def go(sampler, key, x, poison=None, quick=True):
     """Run a batch; poison [BATCH] is 1 where the reward is to be NaN."""
     clean = jnp.zeros(BATCH, jnp.float32) if poison is None else poison
-    return batched()(sampler, key, x, clean, steps())
+    return batched(quick)(sampler, key, x, clean, steps())

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import SHAPES, problem, schedule, steps
+from catalogue import QUICK, SHAPES, problem, schedule, steps
 
 import ntrk_jax as nk
 from ntrk_jax.schedules import rates
 
 SHAPE = SHAPES["vector"]
+RUN = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)), compiler_options=QUICK)
 
 
 def look(**kwargs):
@@ -20,8 +21,7 @@ def look(**kwargs):
 def sample(sampler, seed=0, num=16, grid=None):
     x = jax.random.normal(jax.random.key(seed), (num, *SHAPE))
     keys = jax.random.split(jax.random.key(seed + 1), num)
-    run = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)))
-    return run(sampler, keys, x, steps() if grid is None else grid)[0]
+    return RUN(sampler, keys, x, steps() if grid is None else grid)[0]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_weights_of_a_guided_path_recover_the_tilted_law():
     num = 4000
     x = jax.random.normal(jax.random.key(0), (num, 2))
     keys = jax.random.split(jax.random.key(1), num)
-    state, _ = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)))(sampler, keys, x, grid)
+    state, _ = RUN(sampler, keys, x, grid)
     w = np.exp(np.asarray(state.log_weights + state.look.value) - float(tilted.log_normalizer))
     error = w.std() / np.sqrt(num)
     assert error < 0.1
