@@ -38,7 +38,7 @@ def test_files_and_tables(quick):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     for word in ("held-out", "NTRK at 6 NFE beats best-of-N at 24 NFE", "sliced W2", "two exact samples"):
         assert word in result.stdout
-    assert "digits: NTRK, seed 0" in result.stderr
+    assert "digits: NTRK rho 0.05, seed 0" in result.stderr
 
 
 def test_the_schema_of_the_report(quick):
@@ -49,7 +49,7 @@ def test_the_schema_of_the_report(quick):
     assert report["settings"]["digits"] == [3]
     assert {"system", "processor", "cpu_count", "devices", "command"} == set(report["machine"])
     rows = report["digits"]["methods"]
-    assert [row["method"] for row in rows] == ["base", "best_of_n", "dps", "ntrk"]
+    assert [row["method"] for row in rows] == ["base", "best_of_n", "dps", "ntrk", "calibrated"]
     for row in rows:
         assert set(row["per_seed"]) == set(row["mean"]) == set(row["standard_error"]) == set(METRICS)
         assert row["samples"] == 20

@@ -29,7 +29,7 @@ def digits_picture(path: Path, outcomes: Sequence[Any], rows: Sequence[dict[str,
         bands.append((f"{row['label']}\n{row['nfe']} NFE", text, out.images[:count]))
     grids = [image_grid(_planes(images), _COLUMNS) for _, _, images in bands]
     heights = [grid.shape[0] / grid.shape[1] for grid in grids]
-    fig = figure(9.0, 5.6 * sum(heights) + 0.16 * len(bands) + 0.75)
+    fig = figure(9.5, 5.6 * sum(heights) + 0.16 * len(bands) + 0.75)
     panels = fig.subplots(len(bands), 1, gridspec_kw={"height_ratios": heights}, squeeze=False)[:, 0]
     for axes, grid, (label, text, _) in zip(panels, grids, bands, strict=True):
         axes.imshow(grid, cmap="gray_r", vmin=-1.0, vmax=1.0, interpolation="nearest")
@@ -40,7 +40,7 @@ def digits_picture(path: Path, outcomes: Sequence[Any], rows: Sequence[dict[str,
     for digit in range(len(real)):
         panels[0].text((digit + 0.45) * side, -6, str(digit), ha="center", va="bottom", fontsize=10)
     fig.suptitle("Handwritten digits: each column is asked for one digit (first samples, not selected)", fontsize=11)
-    fig.savefig(path)
+    fig.savefig(path, bbox_inches="tight")
 
 
 def _short(value: float) -> str:
@@ -68,7 +68,7 @@ def mixture_picture(path: Path, out: Any) -> None:
         "Lines: base law grey, exact tilted law orange.\nBoth samplers use the exact value and the same whitening.",
         fontsize=11,
     )
-    fig.savefig(path)
+    fig.savefig(path, bbox_inches="tight")
 
 
 def _frame(clouds: Sequence[np.ndarray]) -> tuple:

@@ -58,8 +58,8 @@ def study(
     model, parts = nk.models.Exact(law, schedule), {"value": value, "whiten": whiten}
     samplers = {
         "base": ("base", nk.methods.base(model, reward, (2,))),
-        "constant": (f"NTRK, rho = {STRENGTH:g}", nk.methods.ntrk(model, reward, (2,), strength=STRENGTH, **parts)),
-        "calibrated": (f"NTRK, temperature {TEMPERATURE:g}",
+        "constant": (f"NTRK rho {STRENGTH:g}", nk.methods.ntrk(model, reward, (2,), strength=STRENGTH, **parts)),
+        "calibrated": (f"NTRK temp. {TEMPERATURE:g}",
                        nk.methods.calibrated(model, reward, (2,), temperature=TEMPERATURE, **parts)),
     }  # fmt: skip
     key_exact, key_floor, key_slices = jax.random.split(jax.random.fold_in(jax.random.key(seed), _REFERENCE), 3)

@@ -18,7 +18,7 @@ def _with_error(row: dict[str, Any], name: str, digits: int = 2) -> str:
     mean, error = row["mean"][name], row["standard_error"][name]
     if mean is None or math.isnan(mean):
         return "none"
-    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ±{error:.{digits}f}")
 
 
 def _gradients(evals: dict[str, int]) -> str:
@@ -32,11 +32,11 @@ def _digit_grid(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
     cells: dict[str, Callable[[dict[str, Any]], str]] = {
         "NFE": lambda row: str(row["nfe"]),
         "gradients": lambda row: _gradients(row["evals_per_sample"]),
-        "target reward": lambda row: _with_error(row, "reward"),
-        "held-out reward": lambda row: _with_error(row, "judge"),
+        "reward": lambda row: _with_error(row, "reward"),
+        "held-out": lambda row: _with_error(row, "judge"),
         "recognised": lambda row: f"{row['mean']['recognised']:.0%}",
         "distance": lambda row: _with_error(row, "distance"),
-        "ratio to base": lambda row: f"{row['distance_ratio_to_base']:.2f}",
+        "ratio": lambda row: f"{row['distance_ratio_to_base']:.2f}",
         "spread": lambda row: _with_error(row, "spread"),
         "noise": lambda row: _with_error(row, "noise"),
         "run, s": lambda row: f"{row['seconds_a_seed']:.2f}",
@@ -118,14 +118,15 @@ def markdown(report: dict[str, Any]) -> str:
         f"the digits {', '.join(map(str, settings['digits']))} in turn; {settings['num_steps']} steps of DDIM(1). "
         "Mean ± standard error over seeds. The picture `digits.png` shows the first samples of the first seed.", "",
         *_table(*_digit_grid(report["digits"]["methods"])), "",
-        *(f"- {name}: {METRICS[name]}." for name in ("recognised", "distance", "spread", "noise")),
-        "- ratio to base: distance divided by the base sampler's.",
+        *(f"- {name}: {METRICS[name]}." for name in ("reward", "recognised", "distance", "spread", "noise")),
+        f"- held-out: {METRICS['judge']}.",
+        "- ratio: distance divided by the base sampler's.",
         f"- Real digits are {report['digits']['real_distance']:.2f} from their nearest other real digit; their spread "
         f"is {report['digits']['real_spread']:.2f}.",
         "- The injected noise is (x_s - base mean) / base std along the path, steps 2 to the last but one.",
         "- NFE, gradients: model evaluations a sample, and as many backward passes through model and reward.",
         "- run, compile: wall time of one seed's samples, and of the compilation before the first.", "",
-        "Settings (the strengths are those with the highest rewards, of the ones tried, at a ratio below 1.2):", "",
+        "Settings; the strengths are the largest tried, on other seeds, at a ratio of at most 1.05:", "",
         *(f"- {row['label']}: " + (", ".join(f"{k} = {v}" for k, v in row["settings"].items()) or "none")
           for row in report["digits"]["methods"]), "",
         "## 2-D mixture", "",
