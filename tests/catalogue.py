@@ -81,12 +81,12 @@ def keys(seed=2):
     return jax.random.split(jax.random.key(seed), BATCH)
 
 
-QUICK = {"xla_backend_optimization_level": 0}
-"""Compiles in half the time; the bitwise comparison with the unguided sampler uses the default instead."""
+FULL = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+"""The compiler options of a user's run, for bitwise comparisons of two programs."""
 
 
 @functools.lru_cache
-def batched(quick=True):
+def batched(full=False):
     """vmap of run over keys, noises and the poison of each sample, jitted; the record is (state, info) of each step."""
 
     def poisoned(sampler, poison):
@@ -98,10 +98,10 @@ def batched(quick=True):
     def one(sampler, key, x, poison, grid):
         return nk.run(poisoned(sampler, poison), key, x, grid, record=lambda state, info: (state, info))
 
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, None)), compiler_options=QUICK if quick else None)
+    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, None)), compiler_options=FULL if full else None)
 
 
-def go(sampler, key, x, poison=None, quick=True):
+def go(sampler, key, x, poison=None, full=False):
     """Run a batch; poison [BATCH] is 1 where the reward is to be NaN."""
     clean = jnp.zeros(BATCH, jnp.float32) if poison is None else poison
-    return batched(quick)(sampler, key, x, clean, steps())
+    return batched(full)(sampler, key, x, clean, steps())

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import QUICK, SHAPES, problem, schedule, steps
+from catalogue import SHAPES, problem, schedule, steps
 
 import ntrk_jax as nk
 from ntrk_jax.schedules import rates
 
 SHAPE = SHAPES["vector"]
-RUN = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)), compiler_options=QUICK)
+RUN = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)))
 
 
 def look(**kwargs):
