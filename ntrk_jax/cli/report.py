@@ -101,7 +101,7 @@ def rival_line(verdict: dict[str, Any]) -> str:
     """NTRK beside DPS, at the strengths stated."""
     gap = verdict["ntrk_minus_dps"]
     return (
-        f"NTRK minus DPS, both at {verdict['nfe']} NFE and tuned: target reward {gap['reward']:+.2f}, "
+        f"NTRK minus DPS, both at {verdict['nfe']} NFE: target reward {gap['reward']:+.2f}, "
         f"held-out reward {gap['judge']:+.2f}, distance {gap['distance']:+.2f}, spread {gap['spread'] or 0.0:+.2f}, "
         f"largest |z| of the noise {gap['noise']:+.2f}."
     )
@@ -126,7 +126,7 @@ def markdown(report: dict[str, Any]) -> str:
         "- The injected noise is (x_s - base mean) / base std along the path, steps 2 to the last but one.",
         "- NFE, gradients: model evaluations a sample, and as many backward passes through model and reward.",
         "- run, compile: wall time of one seed's samples, and of the compilation before the first.", "",
-        "Settings; the strengths are the largest tried, on other seeds, at a ratio of at most 1.05:", "",
+        "Settings (NTRK's strength is its default; that of DPS was tuned on other seeds to the same ratio):", "",
         *(f"- {row['label']}: " + (", ".join(f"{k} = {v}" for k, v in row["settings"].items()) or "none")
           for row in report["digits"]["methods"]), "",
         "## 2-D mixture", "",
