@@ -2,7 +2,8 @@ r"""How typical is an array as a draw of N(0, I)? A battery of z-scores, each st
 
 Every statistic is turned into a normal score through its null law, so that |z| <= 5 means the same for all of them:
 
-- sums of squares of orthonormal coefficients are chi2: z by Wilson and Hilferty, ((s/n)^(1/3) - 1 + 2/(9n)) / sqrt(2/(9n));
+- sums of squares of orthonormal coefficients are chi2: z = ((s/n)^(1/3) - 1 + 2/(9n)) / sqrt(2/(9n)), by Wilson
+  and Hilferty;
 - correlations r of two strips of n numbers: Fisher's atanh(r) sqrt(n - 2) for a known mean;
 - skewness and kurtosis: D'Agostino (1970) and Anscombe and Glynn (1983);
 - Kolmogorov-Smirnov and the largest of K: the p-value p of the null law, z = -Phi^-1(p).
@@ -47,7 +48,7 @@ class Typicality(NamedTuple):
 
     @property
     def largest(self) -> Array:
-        """max |z| over the whole battery, []."""
+        """The largest |z| over the whole battery, []."""
         return jnp.max(jnp.stack([jnp.max(jnp.abs(z), initial=0.0) for z in self]))
 
 

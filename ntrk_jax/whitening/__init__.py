@@ -6,4 +6,13 @@ from ntrk_jax.whitening.pointwise import RankGaussian, UnitNorm
 from ntrk_jax.whitening.spectral import Spectral
 from ntrk_jax.whitening.typical import TypicalSet, Whitened
 
-__all__ = ["NONFINITE_INPUT", "Certificate", "Certified", "RankGaussian", "Spectral", "TypicalSet", "UnitNorm", "Whitened"]
+__all__ = [
+    "NONFINITE_INPUT",
+    "Certificate",
+    "Certified",
+    "RankGaussian",
+    "Spectral",
+    "TypicalSet",
+    "UnitNorm",
+    "Whitened",
+]

@@ -4,17 +4,25 @@ Structured inputs leave `TypicalSet` on the edges of its sets, which shows in st
 Starting from its output w, with `noise` keyed white noise, d the distance of the input from typical and all
 moves growing continuously with d from nothing:
 
-1. the values of w move towards those of `noise` in the order of w, which makes their histogram a typical one;
-2. `polish` brings every statistic within a limit, by the shortest moves it can find;
-3. what still fails the battery is mixed with fresh noise, sqrt(1 - c) w + sqrt(c) noise, and polished again, with
-   the smallest share c on a short ladder that passes; the last rung is the noise itself.
+1. `polish` brings every statistic within a limit (2 + 3 (1 - d), about) by the shortest moves it can find;
+2. while more than 15 % of w's cosine to the input is lost, the point moves back towards the input and is polished
+   again, at limits that grow from 2 to 4.85; where the histogram fails (Kolmogorov-Smirnov, which is not smooth),
+   its values first move to those of `noise` in the same order;
+3. what still fails the battery is mixed with the noise, sqrt(1 - c) w + sqrt(c) noise, and polished again, with the
+   smallest share c on a short ladder that passes; the last rung is the noise itself.
 
 Here d = clip((largest |z| of the battery on the input - 5) / 3, 0, 1), so an input that passes the battery and lies in
 the sets is returned as it is.
+
+The cosine that can be kept is bounded by the battery itself. Take C channels of n places that agree up to sign, as
+(256, 16) does for the pattern w [n, 1] times signs [1, C]: an array with a share e of its energy along them has
+correlations r = (C e - 1) / (C - 1) between channels, and the sum of squares of atanh(r) sqrt(n - 2) over the
+C (C - 1) / 2 pairs must stay below the chi2 quantile of |z| = 5, which bounds e and the cosine sqrt(e).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,10 +38,13 @@ from ntrk_jax.whitening.typical import TypicalSet
 
 __all__ = ["Certificate", "Certified"]
 
-_RUNGS = ((1.0, 0.0), (1.0, 0.2), (1.0, 0.2), (0.65, 0.2), (0.65, 0.2), (0.3, 0.2), (0.3, 0.2), (0.0, 0.2), (0.0, 0.1))
+_PULLS = ((1.0, 0.0), (1.0, 0.2), (1.0, 0.2), (0.65, 0.2), (0.65, 0.2), (0.3, 0.2), (0.3, 0.2), (0.0, 0.2), (0.0, 0.1))
+_SHARES = (0.0, 0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+_RUNGS = tuple((depth, pull, 0.0) for depth, pull in _PULLS) + tuple((0.2, 0.0, share) for share in _SHARES)
+"""Attempts in order: how strict the limit is (1: |z| <= 2), how far to move back to the aim, the share of noise."""
+_NUM_PULLS = len(_PULLS)
 _KEEP = 0.85
 _WORTH = 0.15
-_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 class Certificate(NamedTuple):
@@ -120,74 +131,63 @@ class Certified:
     def detailed(self, g: Array, key: Key | None = None) -> Certificate:
         """`W(g)` together with its certificate."""
         self.sets.check(g)
-        return self._certify(direction(g, key), jnp.asarray(g).dtype)
+        return _certify(self, direction(g, key), str(jnp.asarray(g).dtype))
 
     def detailed_project(self, z: Array, key: Key | None = None) -> Certificate:
         """`W.project(z)` together with its certificate."""
         self.sets.check(z)
-        return self._certify(noise_input(z, key), jnp.asarray(z).dtype)
+        return _certify(self, noise_input(z, key), str(jnp.asarray(z).dtype))
 
-    def _certify(self, given: Prepared, dtype: Any) -> Certificate:
-        limit = jnp.asarray(self.limit, given.values.dtype)
-        values_key, fresh_key = jax.random.split(given.key)
-        far = jnp.clip((_largest(given.values) - limit) / 3.0, 0.0, 1.0)
-        swept = self.sets.finish(given)
-        x = swept.noise
-        x = self._soften(swept.noise, given.values, far, values_key)
-        x, share = self._mix(x, fresh_key, limit)
-        same = jnp.all(x == given.values)
-        x = x.astype(dtype)
-        wide = x.astype(given.values.dtype)
-        moved = jnp.where(same, swept.violation, self.sets.violation(wide))
-        return Certificate(x, _largest(wide), share, moved, swept.sweeps, swept.status)
 
-    def _soften(self, w: Array, aim: Array, far: Array, key: Key) -> Array:
-        """Polish w, as strictly as keeps most of its cosine to `aim` [*shape]."""
-        limit = jnp.asarray(self.limit, w.dtype)
-        histogram = jax.random.normal(key, w.shape, w.dtype)
-        had = _cosine(w, aim)
-        kept = jnp.where(had > _WORTH, _KEEP * had, -1.0)
-        top = jnp.max(jnp.abs(aim))
-        unit = aim / jnp.where(top > 0, top, jnp.ones_like(top))
-        unit = unit * jax.lax.rsqrt(jnp.mean(unit * unit) + 1e-30)
-        depths, pulls = (jnp.asarray(c, w.dtype) for c in zip(*_RUNGS, strict=True))
-        start_anew = (far > 0) | (_largest(w) > limit)
+class _Climb(NamedTuple):
+    """Where the ladder stands: the point, its largest |z|, the next rung, the share of fresh noise."""
 
-        def go_on(carry: tuple[Array, Array]) -> Array:
-            x, rung = carry
-            return start_anew & ((rung == 0) | ((rung < len(_RUNGS)) & (_cosine(x, aim) < kept)))
+    x: Array
+    largest: Array
+    rung: Array
+    share: Array
 
-        def body(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            x, rung = carry
-            bound = limit - 0.15 - far * depths[rung] * (limit - 2.15)
-            x = self._polish(x + pulls[rung] * (unit - _cosine(x, aim) * x), bound, jnp.array(True))
-            regular = jnp.abs(scores.ks_score(x.reshape(-1)))
-            weight = jnp.clip(2.0 * (regular - limit + 0.7), 0.0, 1.0)
-            x = jnp.where(weight > 0, x + weight * (match_ranks(x, histogram) - x), x)
-            return self._polish(x, bound, weight > 0), rung + 1
 
-        return jax.lax.while_loop(go_on, body, (w, jnp.zeros((), jnp.int32)))[0]
+def _climb(whiten: Certified, w: Array, aim: Array, far: Array, key: Key) -> _Climb:
+    """Polish w, then try the rungs until the battery passes and most of the cosine to `aim` [*shape] is kept."""
+    limit = jnp.asarray(whiten.limit, w.dtype)
+    fresh = jax.random.normal(key, w.shape, w.dtype)
+    top = jnp.max(jnp.abs(aim))
+    unit = aim / jnp.where(top > 0, top, jnp.ones_like(top))
+    unit = unit * jax.lax.rsqrt(jnp.mean(unit * unit) + 1e-30)
+    had = _cosine(w, unit)
+    kept = jnp.where(had > _WORTH, _KEEP * had, -1.0)
+    depths, pulls, shares = (jnp.asarray(c, w.dtype) for c in zip(*_RUNGS, strict=True))
+    needed = far > 0
 
-    def _polish(self, x: Array, limit: Array, active: Array) -> Array:
+    def go_on(now: _Climb) -> Array:
+        fails = now.largest > limit
+        poor = (now.rung < _NUM_PULLS) & (_cosine(now.x, unit) < kept)
+        return (now.rung < len(_RUNGS)) & (fails | (needed & ((now.rung == 0) | poor)))
+
+    def body(now: _Climb) -> _Climb:
+        x, share = now.x, shares[now.rung]
+        x = jnp.sqrt(1.0 - share) * x + jnp.sqrt(share) * fresh
+        distance = scores.ks_score(x.reshape(-1))
+        weight = jnp.clip(2.0 * (jnp.abs(distance) - limit + 0.7), 0.0, 1.0) * jnp.where(distance > 0, 0.3, 1.0)
+        weight = jnp.where(now.rung == 0, 0.0, jnp.where(share > 0, 1.0, weight))
+        x = jnp.where(weight > 0, x + weight * (match_ranks(x, fresh) - x), x)
+        x = x + pulls[now.rung] * (unit - _cosine(x, unit) * x)
+        bound = limit - 0.15 - far * depths[now.rung] * (limit - 2.15)
         full = x if x.ndim > 1 else x[:, None]
-        return polish(full, limit, self.max_steps, active).reshape(x.shape)
+        x = polish(full, bound, whiten.max_steps).reshape(x.shape)
+        x = jnp.where(jnp.isfinite(x), x, fresh)
+        return _Climb(x, _largest(x), now.rung + 1, share)
 
-    def _mix(self, x: Array, key: Key, limit: Array) -> tuple[Array, Array]:
-        """Climb the ladder of shares of fresh noise until the battery passes: (point, share)."""
-        fresh = jax.random.normal(key, x.shape, x.dtype)
-        shares = jnp.asarray(_SHARES, x.dtype)
+    return jax.lax.while_loop(go_on, body, _Climb(w, _largest(w), jnp.zeros((), jnp.int32), jnp.zeros((), w.dtype)))
 
-        def go_on(carry: tuple[Array, Array, Array, Array]) -> Array:
-            return (carry[1] > limit) & (carry[2] < len(_SHARES))
 
-        def body(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-            _, _, rung, _ = carry
-            share = shares[rung]
-            mixed = jnp.sqrt(1.0 - share) * x + jnp.sqrt(share) * fresh
-            mixed = jnp.where(jnp.isfinite(mixed), mixed, fresh)
-            mixed = self._polish(match_ranks(mixed, fresh), limit - 0.5, jnp.array(True))
-            return mixed, _largest(mixed), rung + 1, share
-
-        start = (x, _largest(x), jnp.zeros((), jnp.int32), jnp.zeros((), x.dtype))
-        end = jax.lax.while_loop(go_on, body, start)
-        return end[0], end[3]
+@partial(jax.jit, static_argnames="dtype")
+def _certify(whiten: Certified, given: Prepared, dtype: str) -> Certificate:
+    limit = jnp.asarray(whiten.limit, given.values.dtype)
+    far = jnp.clip((_largest(given.values) - limit) / 3.0, 0.0, 1.0)
+    swept = whiten.sets.finish(given)
+    end = _climb(whiten, swept.noise, given.values, far, given.key)
+    out = end.x.astype(dtype)
+    wide = out.astype(given.values.dtype)
+    return Certificate(out, _largest(wide), end.share, whiten.sets.violation(wide), swept.sweeps, swept.status)

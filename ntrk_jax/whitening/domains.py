@@ -1,11 +1,11 @@
 r"""Orthogonal domains in which white noise must look white, and the order in which their entries are tiled.
 
-| domain | transform | what stands out in it |
-|---|---|---|
-| value | none; tiles are blocks of neighbouring pixels of one channel | concentration in space, outliers |
-| spectrum | Hartley transform (the real form of the DFT, its own inverse) over space; tiles are rings of frequencies | smoothness, waves |
-| walsh | Walsh-Hadamard over the power of two in each axis, DCT over the odd factor | blocks, edges; incoherent with both others |
-| channels | DCT across the channels; tiles as in value | channels that agree |
+- value: no transform; tiles are blocks of neighbouring pixels of one channel. Shows concentration in space, outliers.
+- spectrum: the Hartley transform over space, the real form of the DFT and its own inverse; tiles are rings of
+  frequencies. Shows smoothness and waves.
+- walsh: Walsh-Hadamard over the power of two in each axis, DCT over the odd factor; incoherent with both others. Shows
+  blocks and edges.
+- channels: DCT across the channels, tiled as value. Shows channels that agree.
 
 Each transform takes and returns [*shape], is orthogonal, and works for every shape.
 """
@@ -93,7 +93,7 @@ def walsh(x: Array, axes: tuple[int, ...], backward: bool = False) -> Array:
 
 
 def forward(name: str, x: Array) -> Array:
-    """x [*shape] in a domain, [*shape]."""
+    """Transform x [*shape] into a domain, [*shape]."""
     if name == "spectrum":
         return hartley(x, spatial_axes(x.shape))
     if name == "walsh":

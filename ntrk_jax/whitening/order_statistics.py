@@ -18,7 +18,7 @@ When rows of D do not fill N, the few numbers left over form one row of their ow
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +32,10 @@ __all__ = ["Bounds", "bounds", "clip_sorted", "quantile_levels", "rows_for", "vi
 class Bounds(NamedTuple):
     """lower, upper: [M, D]; lower_rest, upper_rest: [N - M D], for the numbers that fill no row."""
 
-    lower: Array
-    upper: Array
-    lower_rest: Array
-    upper_rest: Array
+    lower: Any
+    upper: Any
+    lower_rest: Any
+    upper_rest: Any
 
 
 def rows_for(n: int, wanted: int) -> tuple[int, int]:

@@ -105,4 +105,5 @@ def _scores(x: Array) -> Array:
     quantiles = ndtri((np.arange(n) + 0.5) / n)
     quantiles *= np.sqrt(n / np.sum(quantiles**2))
     places = jnp.argsort(x.reshape(-1))
-    return jnp.zeros((n,), x.dtype).at[places].set(jnp.asarray(quantiles, x.dtype), unique_indices=True).reshape(x.shape)
+    scores = jnp.zeros((n,), x.dtype).at[places].set(jnp.asarray(quantiles, x.dtype), unique_indices=True)
+    return scores.reshape(x.shape)

@@ -71,8 +71,8 @@ def _penalty(x: Array, limit: Array) -> tuple[Array, Array]:
     return 0.5 * jnp.sum(excess * excess), jnp.max(excess)
 
 
-def polish(x: Array, limit: Array, max_steps: int, active: Array) -> Array:
-    """Move x [*space, C] until no statistic exceeds the limit [] by more than 0.05; only if active []."""
+def polish(x: Array, limit: Array, max_steps: int) -> Array:
+    """Move x [*space, C] until no statistic exceeds the limit [] by more than 0.05."""
     top = float(4.0 * np.sqrt(x.size))
 
     def go_on(carry: tuple[Array, Array, Array]) -> Array:
@@ -88,7 +88,7 @@ def polish(x: Array, limit: Array, max_steps: int, active: Array) -> Array:
         more = (worst > 0.05) & jnp.all(jnp.isfinite(step))
         return jnp.where(more, here - step, here), more, count + 1
 
-    return jax.lax.while_loop(go_on, body, (x, active, jnp.zeros((), jnp.int32)))[0]
+    return jax.lax.while_loop(go_on, body, (x, jnp.array(True), jnp.zeros((), jnp.int32)))[0]
 
 
 def match_ranks(x: Array, noise: Array) -> Array:

@@ -1,6 +1,7 @@
 r"""Statistics of white noise as normal scores: each is N(0, 1), exactly or nearly, for an array of N(0, I) entries.
 
-- sums of squares of n orthonormal coefficients are chi2_n: z = ((s/n)^(1/3) - 1 + 2/(9n)) / sqrt(2/(9n)) (Wilson, Hilferty);
+- sums of squares of n orthonormal coefficients are chi2_n: z = ((s/n)^(1/3) - 1 + 2/(9n)) / sqrt(2/(9n))
+  (Wilson and Hilferty);
 - correlations r of two strips of n numbers of known mean: z = atanh(r) sqrt(n - 2) (Fisher);
 - skewness and kurtosis: the transformations of D'Agostino (1970) and of Anscombe and Glynn (1983);
 - Kolmogorov-Smirnov and the largest of K: the p-value p of the null law, z = -Phi^-1(p).
@@ -35,7 +36,7 @@ MEAN_ABS = float(np.sqrt(2.0 / np.pi))
 
 
 def with_channels(x: Array) -> Array:
-    """x in at least float32, [*space, C]; a vector gets one channel, a scalar one place."""
+    """Lift x to at least float32 and to [*space, C]; a vector gets one channel."""
     x = jnp.asarray(x)
     x = x.astype(algebra_dtype(x))
     return x if x.ndim > 1 else x.reshape(-1, 1)
@@ -82,7 +83,7 @@ def _score_of_log_tail(log_p: Array, log_q: Array) -> Array:
 
 
 def _log_two_sided(z: Array) -> Array:
-    """log P(|normal| > z) for z >= 0, also where it underflows."""
+    """Logarithm of P(|normal| > z) for z >= 0, also where it underflows."""
     half = z * float(np.sqrt(0.5))
     far = -(half**2) - jnp.log(jnp.maximum(half, 1.0) * float(np.sqrt(np.pi)))
     return jnp.where(half < 5, jnp.log(jnp.maximum(erfc(jnp.minimum(half, 5.0)), 1e-30)), far)
@@ -187,7 +188,7 @@ def _self_conjugate(space: tuple[int, ...]) -> np.ndarray:
 
 
 def spectrum_scores(x: Array) -> tuple[Array, Array]:
-    """z of the power in radial bands, channels together then apart [(1 + C) * bands], and of the highest peak []."""
+    """Scores of the power in radial bands, all channels first, [(1 + C) * bands], and of the highest peak []."""
     channels = x.shape[-1]
     f = jnp.fft.fftn(x, axes=tuple(range(x.ndim - 1)), norm="ortho")
     order, ends = _bands(x.shape[:-1])
@@ -257,7 +258,7 @@ def tile_scores(x: Array, tiles: tuple[int, ...]) -> Array:
 
 
 def pair_scores(x: Array) -> Array:
-    """z of the correlation of each pair of channels, [C (C - 1) / 2]."""
+    """Scores of the correlation of each pair of channels, [C (C - 1) / 2]."""
     channels = x.shape[-1]
     n = x.size // channels
     if channels < 2 or n < 8:
@@ -270,7 +271,7 @@ def pair_scores(x: Array) -> Array:
 
 
 def _channel_scores(x: Array) -> Array:
-    """z of the summed squares and of the largest of the correlations between channels, [2]."""
+    """Scores of the summed squares and of the largest of the correlations between channels, [2]."""
     z = pair_scores(x)
     pairs = z.shape[0]
     if pairs == 0:

@@ -13,7 +13,7 @@ Each is met by moving y as little as possible: to the clipped order statistics, 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,16 +22,18 @@ from ntrk_jax.typing import Array
 from ntrk_jax.whitening import domains
 from ntrk_jax.whitening.order_statistics import Bounds, bounds, clip_sorted, rows_for
 
-__all__ = ["Tables", "project_domain", "tables_for"]
+__all__ = ["NUM_SETS", "Tables", "project_domain", "tables_for"]
 
 _ROW_OF_STATISTICS = 16
+NUM_SETS = 5
+"""Values, tile means, tile energies, mean, energy."""
 
 
 class Tables(NamedTuple):
     """What one domain needs: its tiling order [N], its inverse [N], and the bounds of its statistics."""
 
-    order: Array
-    place: Array
+    order: Any
+    place: Any
     values: Bounds
     means: Bounds
     energies: Bounds

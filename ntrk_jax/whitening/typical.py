@@ -18,7 +18,7 @@ from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
 from ntrk_jax.whitening import domains
 from ntrk_jax.whitening.inputs import Prepared, direction, noise_input
-from ntrk_jax.whitening.tiles import Tables, project_domain, tables_for
+from ntrk_jax.whitening.tiles import NUM_SETS, Tables, project_domain, tables_for
 
 __all__ = ["TypicalSet", "Whitened"]
 
@@ -52,7 +52,8 @@ class TypicalSet:
 
     Attributes:
         shape: shape of one sample: [d], [H, W, C], [T, H, W, C] or [L, C]; any number of entries N >= 1.
-        confidence: probability of each single interval, in (0, 1).
+        confidence: probability, in (0, 1), that white noise meets the intervals of one rank in all sets at once; each
+            single interval has 1 - confidence divided by the number of sets (five a domain).
         tolerance: largest violation at which the sweeps stop, in standard deviations.
         max_sweeps: cap on the number of sweeps.
         relax: over-relaxation of each move, in [1, 2); 1 goes to the bound itself.
@@ -61,7 +62,8 @@ class TypicalSet:
     Cost per step: model 0; per sweep and domain two sorts of N numbers and one transform.
     Density: a deterministic map given the key.
     Departs from the paper: the paper names the domains (Fourier) but not their list, tiles, order or number of sweeps;
-        these are ours, as are the total mean and energy, the jitter that breaks ties and the stopping rule.
+        these are ours, as are the total mean and energy, the jitter that breaks ties, the stopping rule and that the
+        sets share 1 - confidence.
 
     References:
         Hwang et al., "NoiseTilt: Noise-Tilted Reverse Kernels for Diffusion Reward Alignment", 2026,
@@ -96,7 +98,8 @@ class TypicalSet:
             raise ValueError(f"TypicalSet needs 1 <= relax < 2, got {self.relax}; 1 goes to the bound itself.")
         size = domains.tile_size(int(np.prod(shape, dtype=np.int64)))
         names = domains.domain_names(shape)
-        object.__setattr__(self, "tables", tuple(tables_for(n, shape, float(self.confidence), size) for n in names))
+        each = 1.0 - (1.0 - float(self.confidence)) / (NUM_SETS * len(names))
+        object.__setattr__(self, "tables", tuple(tables_for(n, shape, each, size) for n in names))
 
     def __call__(self, g: Array, key: Key | None = None) -> Array:
         """A direction of any scale, [*shape]: normalised to norm sqrt(N), then projected."""
@@ -157,8 +160,13 @@ class TypicalSet:
 
     def finish(self, given: Prepared) -> Whitened:
         """Break ties and sweep a prepared input; one that nothing moves is returned as it is."""
-        rms = jnp.sqrt(jnp.mean(given.values**2))
-        jitter = _JITTER * jnp.minimum(rms, 1.0) * given.noise
-        x, worst, sweeps = self.sweep(given.values + jitter)
-        x = jnp.where(sweeps > 1, x, given.values)
-        return Whitened(x, worst, sweeps - 1, given.status)
+        return _finish(self, given)
+
+
+@jax.jit
+def _finish(sets: TypicalSet, given: Prepared) -> Whitened:
+    rms = jnp.sqrt(jnp.mean(given.values**2))
+    jitter = _JITTER * jnp.minimum(rms, 1.0) * given.noise
+    x, worst, sweeps = sets.sweep(given.values + jitter)
+    x = jnp.where(sweeps > 1, x, given.values)
+    return Whitened(x, worst, sweeps - 1, given.status)

@@ -1,0 +1,168 @@
+"""The typical set and its parts: exact quantiles, orthogonal domains, white noise left alone, structure removed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from ntrk_jax.whitening import NONFINITE_INPUT, TypicalSet, domains
+from ntrk_jax.whitening.order_statistics import bounds, clip_sorted, quantile_levels, rows_for
+
+SHAPES = [(1,), (2,), (3,), (13,), (97,), (7, 13, 3), (12, 5), (8, 8, 1), (16, 16, 4), (4, 6, 10, 2)]
+
+
+def cosine(a, b):
+    a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def structured(shape):
+    """Fields that no one would call noise, by name."""
+    rng = np.random.default_rng(0)
+    space = shape[:-1] if len(shape) > 1 else shape
+    full = (*space, shape[-1] if len(shape) > 1 else 1)
+    grid = np.meshgrid(*[np.linspace(-1, 1, n) for n in space], indexing="ij")
+    distance = sum((g - 0.2) ** 2 for g in grid)[..., None]
+    noise = rng.normal(size=full)
+    frequency = np.maximum(domains.radius(space), 1 / max(space))[..., None]
+    axes = tuple(range(len(space)))
+    smooth = np.real(np.fft.ifftn(np.fft.fftn(noise, axes=axes) / frequency, axes=axes))
+    fields = {
+        "smooth": smooth,
+        "blob": np.exp(-distance / 0.08) * np.ones(full),
+        "checkerboard": ((-1.0) ** sum(np.indices(space)))[..., None] * np.ones(full),
+        "sparse": noise * (rng.random(full) < 0.03),
+        "mask": noise * (distance < 0.3),
+        "cauchy": rng.standard_cauchy(full),
+        "equal": noise[..., :1] * np.ones(full),
+        "constant": np.ones(full),
+        "zero": np.zeros(full),
+    }
+    return {k: jnp.asarray(v.reshape(shape), jnp.float32) for k, v in fields.items()}
+
+
+def test_quantiles_are_those_of_nested_order_statistics():
+    """Simulated Z[r, j] of uniforms falls below its 2.5 % level in 2.5 % of the draws, to 4 standard errors."""
+    m, d, draws = 5, 7, 4000
+    u = np.random.default_rng(0).random((draws, m, d))
+    z = np.sort(np.sort(u, axis=2), axis=1)
+    level, _ = quantile_levels(m, d, 0.05)
+    below = (z < level).mean(axis=0)
+    assert np.abs(below - 0.025).max() < 4 * np.sqrt(0.025 * 0.975 / draws)
+
+
+def test_a_single_row_has_the_beta_quantiles_of_a_plain_order_statistic():
+    j = np.arange(1, 10)
+    expected = special.ndtri(special.betaincinv(j, 10 - j, 0.005))
+    np.testing.assert_allclose(bounds(9, 9, 0.01).lower[0], expected, rtol=1e-6)
+
+
+def test_bounds_are_symmetric_monotone_and_ordered():
+    table = bounds(4096, 64, 1e-4)
+    np.testing.assert_array_equal(table.upper, -table.lower[::-1, ::-1])
+    assert (np.diff(table.lower, axis=0) >= 0).all() and (np.diff(table.lower, axis=1) >= 0).all()
+    assert (table.lower < table.upper).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 17, 64, 101, 273, 4099])
+def test_rows_cover_all_but_a_few(n):
+    m, d = rows_for(n, 16)
+    assert m >= 1 and 0 <= n - m * d < d
+
+
+def test_clipping_undoes_its_sorts():
+    table = bounds(64, 8, 1e-3)
+    y = jax.random.normal(jax.random.key(0), (64,))
+    same, worst = clip_sorted(y, table)
+    np.testing.assert_array_equal(np.asarray(same)[np.asarray(y) == np.asarray(same)].size, 64 if worst == 0 else 63)
+    moved, worst = clip_sorted(y.at[5].set(9.0), table)
+    assert worst > 4 and moved[5] == pytest.approx(float(table.upper[-1, -1]))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_domains_are_orthogonal_and_invert(shape):
+    x = jax.random.normal(jax.random.key(1), shape)
+    for name in domains.domain_names(shape):
+        y = domains.forward(name, x)
+        np.testing.assert_allclose(float(jnp.sum(y * y)), float(jnp.sum(x * x)), rtol=1e-5)
+        np.testing.assert_allclose(domains.inverse(name, y), x, atol=1e-5)
+        assert sorted(domains.order(name, shape, 16)) == list(range(x.size))
+
+
+@pytest.mark.parametrize("shape", [(1024,), (16, 16, 4), (4, 8, 8, 4)])
+def test_white_noise_passes(shape):
+    W = TypicalSet(shape)
+    noise = jax.random.normal(jax.random.key(2), (100, *shape))
+    for f in (W, W.project):
+        out = jax.jit(jax.vmap(f))(noise)
+        assert min(cosine(a, b) for a, b in zip(out, noise, strict=True)) >= 0.99999
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (1000,), (7, 13, 3)])
+def test_structure_is_brought_into_every_set(shape):
+    W = TypicalSet(shape)
+    run = jax.jit(W.detailed)
+    for name, g in structured(shape).items():
+        out = run(g, jax.random.key(3))
+        assert out.violation <= 0.01 and W.violation(out.noise) <= 0.011, name
+        assert out.status == 0
+        assert name in ("zero", "equal") or W.violation(g) > 0.1
+
+
+def test_direction_is_kept_where_it_can_be():
+    g = structured((32, 32, 3))
+    W = TypicalSet((32, 32, 3))
+    assert cosine(W(g["mask"]), g["mask"]) > 0.5 and cosine(W(g["smooth"]), g["smooth"]) > 0.5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_shape_any_scale_any_input(shape):
+    W = TypicalSet(shape)
+    g = jax.random.normal(jax.random.key(4), shape)
+    for scale in (1e-30, 1e30):
+        assert cosine(W(g * scale), W(g)) > 0.9999
+    assert jnp.isfinite(W(jnp.zeros(shape), jax.random.key(5))).all()
+    bad = W.detailed_project(g.at[(0,) * len(shape)].set(jnp.nan))
+    assert jnp.isfinite(bad.noise).all() and bad.status == NONFINITE_INPUT
+    low = W(g.astype(jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16 and jnp.isfinite(low).all()
+
+
+def test_ties_are_broken_by_the_key():
+    W = TypicalSet((32, 32))
+    flat = jnp.ones((32, 32))
+    a, b = W(flat, jax.random.key(0)), W(flat, jax.random.key(1))
+    assert abs(cosine(a, b)) < 0.2 and cosine(W(flat), W(flat)) == pytest.approx(1.0)
+
+
+def test_a_typical_noise_is_returned_bit_by_bit_and_low_dimension_keeps_its_norm():
+    z = jax.random.normal(jax.random.key(6), (16, 16, 3))
+    assert TypicalSet((16, 16, 3)).violation(z) <= 0.01
+    np.testing.assert_array_equal(TypicalSet((16, 16, 3)).project(z), z)
+    short = jnp.array([0.01, -0.02])
+    np.testing.assert_array_equal(TypicalSet((2,)).project(short), short)
+    assert float(jnp.linalg.norm(TypicalSet((2,))(short))) == pytest.approx(np.sqrt(2), rel=1e-4)
+
+
+def test_a_sample_does_not_depend_on_its_batch_mates():
+    W = TypicalSet((8, 8, 3))
+    batch = jnp.stack(list(structured((8, 8, 3)).values()))
+    both = jax.jit(jax.vmap(W))(batch)
+    np.testing.assert_allclose(both[1], jax.jit(W)(batch[1]), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(W))(batch[1:3])[0], both[1], atol=1e-5)
+
+
+def test_values_print_compare_and_are_refused():
+    assert repr(TypicalSet((4,))).startswith("whitening.TypicalSet(shape=(4,), confidence=0.9999")
+    assert TypicalSet((4, 4)) == TypicalSet((4, 4)) and TypicalSet((4, 4)) != TypicalSet((4, 4), confidence=0.99)
+    with pytest.raises(ValueError, match="sides of at least 1"):
+        TypicalSet(())
+    with pytest.raises(ValueError, match="0 < confidence < 1"):
+        TypicalSet((4,), confidence=1.0)
+    with pytest.raises(ValueError, match="tolerance > 0"):
+        TypicalSet((4,), tolerance=0.0)
+    with pytest.raises(ValueError, match="relax < 2"):
+        TypicalSet((4,), relax=2.0)
+    with pytest.raises(ValueError, match="built for shape"):
+        TypicalSet((4,))(jnp.ones((5,)))
