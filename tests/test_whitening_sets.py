@@ -9,7 +9,7 @@ from scipy import special
 from ntrk_jax.whitening import NONFINITE_INPUT, TypicalSet, domains
 from ntrk_jax.whitening.order_statistics import bounds, clip_sorted, quantile_levels, rows_for
 
-SHAPES = [(1,), (2,), (3,), (13,), (97,), (7, 13, 3), (12, 5), (8, 8, 1), (16, 16, 4), (4, 6, 10, 2)]
+SHAPES = [(1,), (2,), (3,), (97,), (7, 13, 3), (4, 6, 10, 2)]
 
 
 def cosine(a, b):
@@ -61,14 +61,16 @@ def test_a_single_row_has_the_beta_quantiles_of_a_plain_order_statistic():
 def test_bounds_are_symmetric_monotone_and_ordered():
     table = bounds(4096, 64, 1e-4)
     np.testing.assert_array_equal(table.upper, -table.lower[::-1, ::-1])
-    assert (np.diff(table.lower, axis=0) >= 0).all() and (np.diff(table.lower, axis=1) >= 0).all()
+    assert (np.diff(table.lower, axis=0) >= 0).all()
+    assert (np.diff(table.lower, axis=1) >= 0).all()
     assert (table.lower < table.upper).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 17, 64, 101, 273, 4099])
 def test_rows_cover_all_but_a_few(n):
     m, d = rows_for(n, 16)
-    assert m >= 1 and 0 <= n - m * d < d
+    assert m >= 1
+    assert 0 <= n - m * d < d
 
 
 def test_clipping_undoes_its_sorts():
@@ -77,7 +79,8 @@ def test_clipping_undoes_its_sorts():
     same, worst = clip_sorted(y, table)
     np.testing.assert_array_equal(np.asarray(same)[np.asarray(y) == np.asarray(same)].size, 64 if worst == 0 else 63)
     moved, worst = clip_sorted(y.at[5].set(9.0), table)
-    assert worst > 4 and moved[5] == pytest.approx(float(table.upper[-1, -1]))
+    assert worst > 4
+    assert moved[5] == pytest.approx(float(table.upper[-1, -1]))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -113,7 +116,8 @@ def test_structure_is_brought_into_every_set(shape):
 def test_direction_is_kept_where_it_can_be():
     g = structured((32, 32, 3))
     W = TypicalSet((32, 32, 3))
-    assert cosine(W(g["mask"]), g["mask"]) > 0.5 and cosine(W(g["smooth"]), g["smooth"]) > 0.5
+    assert cosine(W(g["mask"]), g["mask"]) > 0.5
+    assert cosine(W(g["smooth"]), g["smooth"]) > 0.5
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -124,16 +128,19 @@ def test_any_shape_any_scale_any_input(shape):
         assert cosine(W(g * scale), W(g)) > 0.9999
     assert jnp.isfinite(W(jnp.zeros(shape), jax.random.key(5))).all()
     bad = W.detailed_project(g.at[(0,) * len(shape)].set(jnp.nan))
-    assert jnp.isfinite(bad.noise).all() and bad.status == NONFINITE_INPUT
+    assert jnp.isfinite(bad.noise).all()
+    assert bad.status == NONFINITE_INPUT
     low = W(g.astype(jnp.bfloat16))
-    assert low.dtype == jnp.bfloat16 and jnp.isfinite(low).all()
+    assert low.dtype == jnp.bfloat16
+    assert jnp.isfinite(low).all()
 
 
 def test_ties_are_broken_by_the_key():
     W = TypicalSet((32, 32))
     flat = jnp.ones((32, 32))
     a, b = W(flat, jax.random.key(0)), W(flat, jax.random.key(1))
-    assert abs(cosine(a, b)) < 0.2 and cosine(W(flat), W(flat)) == pytest.approx(1.0)
+    assert abs(cosine(a, b)) < 0.2
+    assert cosine(W(flat), W(flat)) == pytest.approx(1.0)
 
 
 def test_a_typical_noise_is_returned_bit_by_bit_and_low_dimension_keeps_its_norm():
@@ -155,7 +162,8 @@ def test_a_sample_does_not_depend_on_its_batch_mates():
 
 def test_values_print_compare_and_are_refused():
     assert repr(TypicalSet((4,))).startswith("whitening.TypicalSet(shape=(4,), confidence=0.9999")
-    assert TypicalSet((4, 4)) == TypicalSet((4, 4)) and TypicalSet((4, 4)) != TypicalSet((4, 4), confidence=0.99)
+    assert TypicalSet((4, 4)) == TypicalSet((4, 4))
+    assert TypicalSet((4, 4)) != TypicalSet((4, 4), confidence=0.99)
     with pytest.raises(ValueError, match="sides of at least 1"):
         TypicalSet(())
     with pytest.raises(ValueError, match="0 < confidence < 1"):

@@ -40,7 +40,9 @@ __all__ = ["Certificate", "Certified"]
 
 _PULLS = ((1.0, 0.0), (1.0, 0.2), (1.0, 0.2), (0.65, 0.2), (0.65, 0.2), (0.3, 0.2), (0.3, 0.2), (0.0, 0.2), (0.0, 0.1))
 _SHARES = (0.0, 0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-_RUNGS = tuple((depth, pull, 0.0) for depth, pull in _PULLS) + tuple((0.2, 0.0, share) for share in _SHARES)
+_RUNGS = tuple((depth, pull, 0.0) for depth, pull in _PULLS) + tuple(
+    (0.2 * (share > 0), 0.0, share) for share in _SHARES
+)
 """Attempts in order: how strict the limit is (1: |z| <= 2), how far to move back to the aim, the share of noise."""
 _NUM_PULLS = len(_PULLS)
 _KEEP = 0.85

@@ -97,7 +97,7 @@ def shape_scores(flat: Array) -> tuple[Array, Array]:
     centred = flat - jnp.mean(flat)
     top = jnp.maximum(jnp.max(jnp.abs(centred)), 1e-30)
     centred = centred / top
-    m2 = jnp.maximum(jnp.mean(centred**2), 1e-30)
+    m2 = jnp.maximum(jnp.mean(centred**2), 1e-12)
     skew = jnp.mean(centred**3) / m2**1.5
     kurt = jnp.mean(centred**4) / m2**2
     # D'Agostino's transformation of the skewness to Johnson's S_U.

@@ -1,0 +1,132 @@
+"""Whitening against its bars, one JSON line a case: white noise passes, structure is removed, the cost of a sweep.
+
+python benchmarks/bench_whitening.py [--quick]
+
+- `white`: the smallest cosine of 100 white draws to their whitened selves (bar: 0.99999).
+- `structure`: largest violation after `TypicalSet` (bar: 0.01), largest |z| of the battery after `Certified` (bar: 5),
+  and the ratio of their cosines to the input (bar: 0.7 where `TypicalSet` keeps more than 0.2; goal 0.8).
+- `sweep`: time of one sweep and domain of `TypicalSet` in units of one `jnp.sort` of the same array (bar: 3).
+"""
+
+import json
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntrk_jax.metrics.typicality import typicality
+from ntrk_jax.whitening import Certified, TypicalSet, domains
+from ntrk_jax.whitening.tiles import project_domain
+
+
+def structured(shape):
+    """The structured inputs, by name."""
+    rng = np.random.default_rng(0)
+    space, channels = (shape[:-1], shape[-1]) if len(shape) > 1 else (shape, 1)
+    full, axes = (*space, channels), tuple(range(len(space)))
+    grid = np.meshgrid(*[np.linspace(-1, 1, n) for n in space], indexing="ij")
+    distance = sum((g - 0.2) ** 2 for g in grid)[..., None]
+    white = rng.normal(size=full)
+    frequency = np.maximum(domains.radius(space), 1 / max(space))[..., None]
+    ones, places = np.ones(full), np.indices(space)
+    fields = {
+        f"1/f^{p}": np.real(np.fft.ifftn(np.fft.fftn(white, axes=axes) / frequency**p, axes=axes)) for p in (1, 2)
+    }
+    fields |= {
+        "blob": np.exp(-distance / 0.08) * ones,
+        "checkerboard": ((-1.0) ** sum(places))[..., None] * ones,
+        "stripes": ((-1.0) ** (places[-1] // 2))[..., None] * ones,
+        "sparse 3%": white * (rng.random(full) < 0.03),
+        "sparse 0.1%": white * (rng.random(full) < 0.001),
+        "mask": white * (distance < 0.3),
+        "cauchy": rng.standard_cauchy(full),
+        "t3": rng.standard_t(3, full),
+        "equal channels": white[..., :1] * ones,
+        "constant": ones,
+        "zero": 0 * ones,
+        "delta": np.eye(1, white.size, white.size // 3).reshape(full),
+        "sinusoid": np.sin(2 * np.pi * 3 * places[0] / space[0])[..., None] * ones,
+        "signs": np.sign(white),
+        "ramp": places[0][..., None] * ones,
+        "quantised": np.round(white),
+    }
+    return {name: jnp.asarray(field.reshape(shape), jnp.float32) for name, field in fields.items()}
+
+
+def cosine(a, b):
+    a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+    return float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-30))
+
+
+def show(**row):
+    print(json.dumps({k: round(v, 9) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+
+
+def seconds(f, *args, repeats=20):
+    jax.block_until_ready(f(*args))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(f(*args))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def white(shapes, draws):
+    for shape in shapes:
+        for W in (TypicalSet(shape), Certified(shape)):
+            for use in ("__call__", "project"):
+                run = jax.jit(getattr(W, use))
+                lowest = 1.0
+                for i in range(draws):
+                    z = jax.random.normal(jax.random.key(i), shape)
+                    lowest = min(lowest, cosine(run(z), z))
+                show(case="white", rule=type(W).__name__, use=use, shape=shape, draws=draws, lowest_cosine=lowest)
+
+
+def structure(shapes):
+    for shape in shapes:
+        sets, certified = TypicalSet(shape), Certified(shape)
+        settle, certify, battery = jax.jit(sets.detailed), jax.jit(certified.detailed), jax.jit(typicality)
+        for name, g in structured(shape).items():
+            a, b = settle(g, jax.random.key(1)), certify(g, jax.random.key(1))
+            kept, certified_kept = cosine(a.noise, g), cosine(b.noise, g)
+            show(
+                case="structure", shape=shape, input=name, violation=float(a.violation), sweeps=int(a.sweeps),
+                typical_set_z=float(battery(a.noise).largest), certified_z=float(battery(b.noise).largest),
+                typical_set_cosine=kept, certified_cosine=certified_kept,
+                ratio=certified_kept / kept if kept > 0.2 else None, share=float(b.share),
+            )  # fmt: skip
+
+
+def sweep(shapes):
+    for shape in shapes:
+        z = jax.random.normal(jax.random.key(0), shape)
+        W = TypicalSet(shape)
+        sort = seconds(jax.jit(lambda x: jnp.sort(x.reshape(-1))), z)
+        for name, table in zip(domains.domain_names(shape), W.tables, strict=True):
+
+            def visit(x, table, name=name):
+                moved, worst = project_domain(domains.forward(name, x), table, 1.0)
+                return domains.inverse(name, moved), worst
+
+            took = seconds(jax.jit(visit), z, table)
+            show(case="sweep", shape=shape, domain=name, ms=1e3 * took, sort_ms=1e3 * sort, sorts=took / sort)
+        g = structured(shape)["1/f^1"]
+        for rule in (W, Certified(shape)):
+            show(case="whole", shape=shape, rule=type(rule).__name__, input="1/f^1", ms=1e3 * seconds(jax.jit(rule), g))
+
+
+def main():
+    quick = "--quick" in sys.argv
+    sweep([(128, 128, 4)] if quick else [(128, 128, 4), (65536,), (16, 32, 32, 4)])
+    vectors = [(1024,), (16, 16, 4)]
+    images = [(4096,), (32, 32, 4), (16384,), (64, 64, 4), (4, 64, 64, 1), (65536,), (64, 64, 16), (16, 32, 32, 4)]
+    white(vectors if quick else vectors + images, 20 if quick else 100)
+    structure([(32, 32, 3)] if quick else [(64, 64, 4), (32, 32, 3), (64,), (4096,), (256, 16), (16, 32, 32, 4)])
+
+
+if __name__ == "__main__":
+    main()
