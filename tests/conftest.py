@@ -14,3 +14,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_modifyitems(items):
+    """Keep together on one worker what shares compiled programs (with `--dist loadgroup`)."""
+    import pytest
+
+    for item in items:
+        stem = item.path.stem
+        case = getattr(item, "callspec", None)
+        if stem == "test_contract" and case is not None and "case" in case.params:
+            name = "-".join(case.params["case"])
+        elif stem in ("test_contract", "test_notebooks", "test_public_api"):
+            name = item.name
+        else:
+            name = stem
+        item.add_marker(pytest.mark.xdist_group(name))
