@@ -9,7 +9,7 @@ from scipy import special
 from ntrk_jax.whitening import NONFINITE_INPUT, TypicalSet, domains
 from ntrk_jax.whitening.order_statistics import bounds, clip_sorted, quantile_levels, rows_for
 
-SHAPES = [(1,), (2,), (3,), (97,), (7, 13, 3), (4, 6, 10, 2)]
+SHAPES = [(1,), (3,), (97,), (4, 6, 5, 2)]
 
 
 def cosine(a, b):
@@ -93,7 +93,7 @@ def test_domains_are_orthogonal_and_invert(shape):
         assert sorted(domains.order(name, shape, 16)) == list(range(x.size))
 
 
-@pytest.mark.parametrize("shape", [(1024,), (16, 16, 4), (4, 8, 8, 4)])
+@pytest.mark.parametrize("shape", [(1024,), (4, 8, 8, 4)])
 def test_white_noise_passes(shape):
     W = TypicalSet(shape)
     noise = jax.random.normal(jax.random.key(2), (100, *shape))
@@ -102,13 +102,14 @@ def test_white_noise_passes(shape):
         assert min(cosine(a, b) for a, b in zip(out, noise, strict=True)) >= 0.99999
 
 
-@pytest.mark.parametrize("shape", [(32, 32, 3), (1000,), (7, 13, 3)])
+@pytest.mark.parametrize("shape", [(32, 32, 3), (7, 13, 3)])
 def test_structure_is_brought_into_every_set(shape):
     W = TypicalSet(shape)
     run = jax.jit(W.detailed)
     for name, g in structured(shape).items():
         out = run(g, jax.random.key(3))
-        assert out.violation <= 0.01 and W.violation(out.noise) <= 0.011, name
+        assert out.violation <= 0.01, name
+        assert W.violation(out.noise) <= 0.011, name
         assert out.status == 0
         assert name in ("zero", "equal") or W.violation(g) > 0.1
 
