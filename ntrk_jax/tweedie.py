@@ -46,8 +46,8 @@ def to_x0(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> to_x0("eps", jnp.array([1.0]), jnp.array([1.4]), 0.8, 0.6).tolist()
-        [1.0]
+        >>> round(float(to_x0("eps", jnp.array([1.0]), jnp.array([1.4]), 0.8, 0.6)[0]), 6)
+        1.0
     """
     _check(kind, rates)
     if kind == "x0":

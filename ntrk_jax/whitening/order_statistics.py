@@ -43,7 +43,7 @@ def rows_for(n: int, wanted: int) -> tuple[int, int]:
 
     Example:
         >>> rows_for(4096, 64), rows_for(273, 16), rows_for(13, 16)
-        ((64, 64), (13, 21), (1, 13))
+        ((64, 64), (21, 13), (1, 13))
     """
     if n <= wanted or n < 16:
         return 1, n
