@@ -33,6 +33,7 @@ def test_structure_passes_the_battery_and_keeps_its_direction(certify, settle, n
     g = structured(SHAPE)[name]
     out = certify(g, jax.random.key(1))
     assert float(typicality(out.noise).largest) <= 5
+    assert float(out.share) <= 0.1, "polishing should do without much fresh noise"
     assert float(out.largest) == pytest.approx(float(typicality(out.noise).largest), abs=1e-3)
     if name != "zero":
         kept = cosine(settle(g, jax.random.key(1)), g)
