@@ -91,10 +91,11 @@ class Tilt(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A drawn x_s and log p_base(x_s | x_t) - log q(x_s | x_t)."""
+    """A drawn x_s, log p_base(x_s | x_t) - log q(x_s | x_t), and the status bits of the tilt."""
 
     x: Sample
     log_ratio: Scalar
+    status: Any = 0
 
 
 class Status:

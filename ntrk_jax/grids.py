@@ -16,6 +16,8 @@ from ntrk_jax.typing import Array, Scalar
 
 __all__ = ["grid", "karras", "shifted", "trailing", "uniform"]
 
+_FIRST_TIME = 1e-5
+
 
 def grid(schedule: Schedule, times: Array) -> Step:
     """The rows of a grid: row i moves from times[i] to times[i + 1].
@@ -65,10 +67,12 @@ def karras(
 ) -> Array:
     """Times whose noise-to-signal ratios are those of Karras et al. 2022 (arXiv:2206.00364, Eq. 5), then 0.
 
-    The ratios run from sigma_max down to sigma_min, (hi + i/(n-1) (lo - hi))^rho with hi = sigma_max^(1/rho).
+    The ratios run from sigma_max down to sigma_min, (hi + i/(n-1) (lo - hi))^rho with hi = sigma_max^(1/rho), both kept
+    within what the schedule reaches at times from 1e-5 to 1.
     """
     ramp = jnp.linspace(0.0, 1.0, _count(num_steps)) if num_steps > 1 else jnp.zeros((1,))
-    high, low = jnp.asarray(sigma_max) ** (1.0 / rho), jnp.asarray(sigma_min) ** (1.0 / rho)
+    ends = [sigma / alpha for alpha, sigma in (schedule(1.0), schedule(_FIRST_TIME))]
+    high, low = jnp.minimum(sigma_max, ends[0]) ** (1.0 / rho), jnp.maximum(sigma_min, ends[1]) ** (1.0 / rho)
     ratios = (high + ramp * (low - high)) ** rho
     times = jnp.minimum(schedule.time_of(ratios), 1.0)
     return jnp.concatenate([times, jnp.zeros((1,), times.dtype)])

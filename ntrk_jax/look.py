@@ -52,6 +52,10 @@ class Look:
         """Refuse combinations that cannot be evaluated."""
         if not callable(self.model):
             raise TypeError(f"Look needs a denoiser called as model(x, t), got {type(self.model).__name__}.")
+        if self.value is not None and not hasattr(self.value, "num_rewards"):
+            raise TypeError(
+                "Look's value must be one of nk.values (or have needs_x0 and num_rewards); a reward goes first."
+            )
         if self.grad and self.reward is None and self.value is None:
             raise ValueError("Look(grad=True) needs a reward to differentiate; pass Look(model, reward, grad=True).")
         if self.reward is None and self.value is not None and not hasattr(self.value, "reward"):

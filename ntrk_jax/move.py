@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import Evals, Guidance, Kernel, Lookahead, Move, Step, Stream, Tilt, algebra_dtype
+from ntrk_jax.core import Evals, Guidance, Kernel, Lookahead, Move, Status, Step, Stream, Tilt, algebra_dtype
 from ntrk_jax.typing import Array, Key
 
 __all__ = ["in_algebra", "move"]
@@ -41,8 +41,9 @@ def move(
         probe: the sampler's `Look`, handed to rules that evaluate more.
 
     Returns:
-        Move(x [*shape] in the dtype of look.x, log_ratio []) and the rule's own evaluations. log_ratio is 0 for
-        rules whose density is not exact, and where the base kernel is deterministic.
+        Move(x [*shape] in the dtype of look.x, log_ratio [], status []) and the rule's own evaluations. log_ratio is 0
+        for rules whose density is not exact, and where the base kernel is deterministic; status flags a tilt that is
+        not finite.
     """
     dtype = look.x.dtype
     look, step = in_algebra(look, step)
@@ -58,7 +59,9 @@ def move(
     x = base.mean + tilt.mean + base.std * noise
     trivial = guidance is None or not exact
     log_ratio = jnp.zeros((), look.x.dtype) if trivial else _log_ratio(z, base.std, tilt)
-    return Move(x.astype(dtype), log_ratio), tilt.evals
+    finite = jnp.all(jnp.isfinite(jnp.asarray(tilt.noise))) & jnp.all(jnp.isfinite(jnp.asarray(tilt.mean)))
+    status = jnp.where(finite, jnp.int32(0), jnp.int32(Status.NONFINITE_GRAD))
+    return Move(x.astype(dtype), log_ratio, status), tilt.evals
 
 
 def _log_ratio(z: Array, std: Array, tilt: Tilt) -> Array:

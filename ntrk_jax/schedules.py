@@ -83,9 +83,10 @@ class VPLinear:
         return jnp.exp(-0.5 * b), jnp.sqrt(-jnp.expm1(-b))
 
     def time_of(self, ratio: Scalar) -> Array:
-        """The time at which sigma / alpha equals ratio."""
-        b = jnp.log1p(_as_time(ratio) ** 2)
+        """The time at which sigma / alpha equals ratio; 1 for any ratio beyond that of t = 1."""
+        ratio = _as_time(ratio)
         rise = self.beta_max - self.beta_min
+        b = jnp.minimum(jnp.log1p(jnp.square(jnp.minimum(ratio, 1e15))), self.beta_min + 0.5 * rise)
         return 2.0 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * rise * b))
 
 

@@ -62,8 +62,12 @@ def digest(array: Any) -> str:
 
 
 def _public_name(cls: type) -> str:
+    """The name it is printed by: its public path here; elsewhere its own name, unless that is one of ours."""
     parts = cls.__module__.split(".")
-    if parts[0] != "ntrk_jax" or len(parts) < 2 or parts[1] in _FLAT_MODULES:
+    if parts[0] != "ntrk_jax":
+        ours = cls.__name__ in REGISTRY and REGISTRY[cls.__name__].__module__.startswith("ntrk_jax.")
+        return f"{cls.__module__}.{cls.__name__}" if ours else cls.__name__
+    if len(parts) < 2 or parts[1] in _FLAT_MODULES:
         return cls.__name__
     return f"{parts[1]}.{cls.__name__}"
 

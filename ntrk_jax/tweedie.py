@@ -10,7 +10,7 @@ With x_t = alpha x_0 + sigma z and a prime for the time derivative along the sch
 | `v` | alpha eps - sigma x0 | (alpha x - sigma v) / (alpha^2 + sigma^2) |
 | `velocity` | alpha' x0 + sigma' eps | (sigma u - sigma' x) / (alpha' sigma - alpha sigma') |
 
-`eps` and `score` carry no information on x0 where alpha = 0: start their grids below that time.
+`eps` and `score` carry no information on x0 where alpha = 0: there, alpha is read as 1e-3, which keeps x0 finite.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from ntrk_jax.typing import Array, Sample, Scalar
 __all__ = ["KINDS", "eps", "from_x0", "score", "to_x0"]
 
 KINDS = ("x0", "eps", "score", "v", "velocity")
+
+_LOWEST_ALPHA = 1e-3
 
 
 def _check(kind: str, rates: tuple | None) -> None:
@@ -53,9 +55,9 @@ def to_x0(
     if kind == "x0":
         return prediction
     if kind == "eps":
-        return (x - sigma * prediction) / alpha
+        return (x - sigma * prediction) / jnp.maximum(alpha, _LOWEST_ALPHA)
     if kind == "score":
-        return (x + sigma**2 * prediction) / alpha
+        return (x + sigma**2 * prediction) / jnp.maximum(alpha, _LOWEST_ALPHA)
     if kind == "v":
         return (alpha * x - sigma * prediction) / (alpha**2 + sigma**2)
     assert rates is not None

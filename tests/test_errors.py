@@ -37,6 +37,10 @@ class ValueOnly:
         (lambda: nk.Look(3.0), TypeError, "called as model"),
         (lambda: nk.Look(model, grad=True), ValueError, "needs a reward"),
         (lambda: nk.Look(model, ValueOnly(), grad=True), ValueError, "gives values only"),
+        (lambda: nk.Look(model, nk.models.Counted(ValueOnly(), nk.models.Counter()), True), ValueError, "values only"),
+        (lambda: nk.Look(model, total, value=total), TypeError, "one of nk.values"),
+        (lambda: nk.methods.ntrk(model, total, (3,), kernel=nk.kernels.FlowODE()), ValueError, "FlowODE has none"),
+        (lambda: nk.methods.dps(model, total, (3,), kernel=nk.kernels.DDIM(0.0)), ValueError, "DDIM has none"),
         (lambda: nk.Single(nk.Look(model, total), nk.kernels.DDIM(), nk.guidance.DPS()), ValueError, "grad=True"),
         (lambda: nk.Single(nk.Look(model), nk.kernels.DDIM(), "ntrk"), TypeError, "must be a rule"),
         (lambda: nk.BestOfN(nk.Single(nk.Look(model), nk.kernels.DDIM()), 2), ValueError, "chooses by reward"),
@@ -103,6 +107,20 @@ def test_run_time_flags_a_nonfinite_gradient_and_goes_on():
     with pytest.raises(FloatingPointError, match="NONFINITE_GRAD in 1 of 1"):
         nk.check(state)
     nk.check(plain)
+
+
+def test_run_time_flags_a_tilt_that_overflows():
+    steep = nk.methods.calibrated(model, lambda x0: 1e38 * jnp.sum(x0), (3,), temperature=1e-3)
+    state, _ = nk.run(steep, jax.random.key(0), X, STEPS)
+    assert int(state.status) & nk.Status.NONFINITE_GRAD
+
+
+def test_a_steep_gradient_does_not_overflow_the_calibrated_strength():
+    rule = nk.guidance.NTRK(nk.whitening.UnitNorm(), nk.guidance.Calibrated(1.0))
+    look = nk.Look(model, lambda x0: 1e25 * jnp.sum(x0), grad=True)
+    state, _ = nk.run(nk.Single(look, nk.kernels.DDIM(), rule), jax.random.key(0), X, STEPS)
+    assert np.all(np.isfinite(state.look.x))
+    assert int(state.status) == 0
 
 
 def test_run_time_flags_a_nonfinite_sample():

@@ -1,10 +1,11 @@
 """Identities between methods, kernels and rules: two ways to one answer."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import SHAPES, problem, schedule, steps
+from catalogue import FULL, SHAPES, problem, schedule, steps
 
 import ntrk_jax as nk
 from ntrk_jax.schedules import rates
@@ -86,6 +87,16 @@ def test_parametrisations_round_trip(kind, path):
     np.testing.assert_allclose(nk.tweedie.to_x0(kind, there, x, alpha, sigma, d), x0, rtol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["eps", "score"])
+def test_noise_predictions_start_from_pure_noise(kind):
+    def apply(_, x, t):
+        alpha, sigma = schedule()(t)
+        return nk.tweedie.from_x0(kind, 0.3 * x, x, alpha, sigma)
+
+    model = nk.models.FlaxDenoiser(apply, kind, {}, schedule())
+    assert np.all(np.isfinite(sample(nk.Single(nk.Look(model), nk.kernels.DDIM())).look.x))
+
+
 def test_score_is_that_of_the_mixture():
     mixture, _ = problem(SHAPE)
     alpha, sigma = schedule()(0.3)
@@ -105,7 +116,33 @@ def test_best_of_one_is_the_sampler_itself():
     assert float(nk.draw(jax.random.key(2), state).look.value) == float(state.look.value[0])
 
 
-def test_best_of_n_keeps_the_best_and_is_seldom_beaten_by_more_of_itself():
+def test_best_of_n_never_chooses_a_reward_that_is_not_finite():
+    x = jnp.array([[0.1], [0.9], [0.5]])
+    look = nk.Look(lambda x, t: x, lambda x0: jnp.where(x0[0] > 0.8, jnp.inf, x0[0]))
+    state, _ = nk.run(nk.BestOfN(nk.Single(look, nk.kernels.DDIM(0.0)), 3), jax.random.key(0), x, steps())
+    assert np.isfinite(nk.draw(jax.random.key(1), state).look.value)
+
+
+def test_a_sample_does_not_depend_on_the_size_of_its_batch():
+    """To rounding: XLA compiles another program for another size."""
+    rule = nk.guidance.NTRK(nk.whitening.UnitNorm(), 0.1)
+    run = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)), compiler_options=FULL)
+    x = jax.random.normal(jax.random.key(0), (7, *SHAPE))
+    keys = jax.random.split(jax.random.key(1), 7)
+    sampler = nk.Single(look(grad=True), nk.kernels.DDIM(), rule)
+    one, many = (run(sampler, keys[:n], x[:n], steps())[0].look.x[0] for n in (1, 7))
+    np.testing.assert_allclose(one, many, atol=1e-5)
+
+
+def test_changing_strength_temperature_or_seed_compiles_nothing():
+    traced = jax.jit(chex.assert_max_traces(nk.run, n=2))
+    unit = nk.whitening.UnitNorm()
+    for seed, strength in enumerate((0.01, 0.1, 0.3)):
+        for rule in (nk.guidance.NTRK(unit, strength), nk.guidance.NTRK(unit, nk.guidance.Calibrated(1.0 / strength))):
+            traced(nk.Single(look(grad=True), nk.kernels.DDIM(), rule), jax.random.key(seed), jnp.ones(SHAPE), steps())
+
+
+def test_best_of_n_keeps_the_best():
     best = nk.BestOfN(nk.Single(look(), nk.kernels.DDIM()), 8)
     x = jax.random.normal(jax.random.key(0), (8, *SHAPE))
     state, _ = nk.run(best, jax.random.key(1), x, steps())

@@ -2,6 +2,7 @@
 
 import doctest
 import pathlib
+import re
 
 import jax
 
@@ -27,4 +28,12 @@ def test_two_commands_are_single_lines():
     lines = [line for line in README.read_text().splitlines() if line.startswith("python3 -m venv")]
     assert len(lines) == 2
     assert "ntrk demo" in lines[0]
+    assert "'.[test]'" in lines[1]
     assert "pytest" in lines[1]
+
+
+def test_nothing_is_left_to_fill_in_and_what_is_pointed_at_exists():
+    text = README.read_text()
+    assert "@@" not in text
+    for path in re.findall(r"(?:benchmarks|notebooks)/[\w/]+\.(?:png|ipynb|md|py)", text):
+        assert (README.parent / path).exists(), path

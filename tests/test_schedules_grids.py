@@ -91,6 +91,16 @@ def test_karras_levels_are_the_published_ones():
     assert nk.grids.karras(path, 1).shape == (2,)
 
 
+@pytest.mark.parametrize("path", ALL, ids=repr)
+def test_karras_times_stay_within_every_schedule(path):
+    grid = nk.grid(path, nk.grids.karras(path, 12))
+    assert np.all(np.asarray(grid.sigma_t) > 0)
+
+
+def test_infinite_ratio_is_the_noisiest_time():
+    assert float(nk.schedules.VPLinear().time_of(jnp.inf)) == 1.0
+
+
 def test_shifted_times_equal_the_shifted_schedule():
     plain = nk.grid(nk.schedules.RectifiedFlow(), nk.grids.shifted(5, 3.0))
     shifted = nk.grid(nk.schedules.RectifiedFlow(3.0), nk.grids.uniform(5))

@@ -36,6 +36,15 @@ def test_rebuilding_does_not_construct_again():
     jax.tree.map(lambda _: None, nk.kernels.DDIM(0.5))  # placeholders must not meet the range check
 
 
+def test_a_name_of_ours_is_not_taken_over():
+    @nk.pytree
+    class Single:
+        share: float = 0.5
+
+    assert repr(Single()).endswith("test_tree_config.Single(share=0.5)")
+    assert nk.tree.REGISTRY["Single"] is nk.Single
+
+
 def test_equal_objects_have_equal_hashes():
     assert hash(Thing(2.0)) == hash(Thing(2.0))
 

@@ -79,6 +79,11 @@ class Sum:
         return any(rule.needs_grad for rule in self.rules)
 
     @property
+    def needs_noise(self) -> bool:
+        """Whether every rule acts through the kernel's noise."""
+        return bool(self.rules) and all(getattr(rule, "needs_noise", False) for rule in self.rules)
+
+    @property
     def exact(self) -> bool:
         """Whether every rule's density is exact."""
         return all(rule.exact for rule in self.rules)
@@ -118,6 +123,11 @@ class Window:
     def needs_grad(self) -> bool:
         """Whether the rule reads the gradient."""
         return self.rule.needs_grad
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether the rule acts through the kernel's noise."""
+        return getattr(self.rule, "needs_noise", False)
 
     @property
     def exact(self) -> bool:

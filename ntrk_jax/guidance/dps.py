@@ -53,6 +53,11 @@ class DPS:
 
     needs_grad = True
 
+    @property
+    def needs_noise(self) -> bool:
+        """Whether the shift is scaled by the kernel's noise, so that without noise there is none."""
+        return self.convention == "likelihood"
+
     def __post_init__(self) -> None:
         """Refuse an unknown convention and a negative strength."""
         if self.convention not in _CONVENTIONS:

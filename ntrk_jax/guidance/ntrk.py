@@ -93,6 +93,7 @@ class NTRK:
     where: str = static(default="gradient")
 
     needs_grad = True
+    needs_noise = True
 
     def __post_init__(self) -> None:
         """Refuse an unknown place and a rho outside [0, 1)."""
@@ -121,8 +122,10 @@ class NTRK:
 
     def _rho(self, grad: Array, base: Gaussian, step: Step) -> Array:
         if isinstance(self.strength, Calibrated):
-            tilt = jnp.square(base.std / self.strength.temperature) * jnp.mean(jnp.square(grad))
-            return jnp.minimum(tilt, self.strength.max_strength)
+            largest = jnp.max(jnp.abs(grad))
+            scaled = grad / jnp.where(largest > 0, largest, jnp.ones_like(largest))
+            tilt = base.std / self.strength.temperature * largest * jnp.sqrt(jnp.mean(jnp.square(scaled)))
+            return jnp.minimum(jnp.square(jnp.minimum(tilt, 1.0)), self.strength.max_strength)  # no overflow
         rho = jnp.asarray(strength_at(self.strength, step), grad.dtype)
         return jnp.where(jnp.any(grad != 0), rho, jnp.zeros_like(rho))
 

@@ -42,8 +42,7 @@ class DDIM:
         std = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2)
 
     Attributes:
-        eta: how much of the forward process's posterior noise is drawn afresh, in [0, 1]. A leaf, so eta = 0
-            still counts as a stochastic kernel at build time; use `FlowODE` to state that a kernel is deterministic.
+        eta: how much of the forward process's posterior noise is drawn afresh, in [0, 1].
 
     Shapes: look.x, look.x0 [*shape] -> Gaussian([*shape], []).
     Cost per step: none.
@@ -56,6 +55,11 @@ class DDIM:
     def __post_init__(self) -> None:
         """Refuse an eta outside [0, 1]."""
         _require_range("DDIM eta", self.eta, 0.0, 1.0)
+
+    @property
+    def stochastic(self) -> bool:
+        """False where eta is known to be 0."""
+        return not (is_concrete(self.eta) and bool(np.all(np.asarray(self.eta) == 0)))
 
     def __call__(self, look: Lookahead, step: Step) -> Gaussian:
         """N(mean, std^2 I) of x_s."""

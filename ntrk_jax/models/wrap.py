@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -179,16 +178,6 @@ class Counter:
 
 
 @pytree
-class _Plain:
-    """A plain function as an object without leaves."""
-
-    fn: Callable[..., Any] = static()
-
-    def __call__(self, *args: Any) -> Any:
-        return self.fn(*args)
-
-
-@pytree
 class Counted:
     """Any model or reward, counted on the host whenever a sample really goes through it, under jit, scan and vmap.
 
@@ -212,15 +201,15 @@ class Counted:
     fn: Any
     counter: Counter = static()
 
-    def __post_init__(self) -> None:
-        """Wrap a plain function, so that `fn` has arrays alone as leaves."""
-        if jax.tree_util.all_leaves([self.fn]):
-            object.__setattr__(self, "fn", _Plain(self.fn))
-
     @property
     def num_calls(self) -> int:
         """What the wrapped model declares."""
         return _num_calls(self.fn)
+
+    @property
+    def differentiable(self) -> bool:
+        """What the wrapped reward declares."""
+        return getattr(self.fn, "differentiable", True)
 
     def __call__(self, *args: Any) -> Any:
         """The wrapped function's result."""

@@ -25,6 +25,7 @@ class BestOfN:
     Shapes: x [num_particles, *shape]. At sigma = 0 `state.log_weights` [num_particles] is 0 for the best particle and
         -inf for the others (`nk.draw(key, state)` returns it); before, all are 0.
     Cost per step: N steps of the sampler. Particles run in one vmapped batch: memory grows with N.
+    Status: the flags of all particles together; a particle whose reward is not finite is never chosen.
     Density: not a tilted law for any temperature.
     Departs from the paper: nothing.
     References: Stiennon et al. 2020, arXiv:2009.01325; Nakano et al. 2021, arXiv:2112.09332.
@@ -73,7 +74,7 @@ class BestOfN:
 
 
 def _choose(values: Array) -> Array:
-    finite = jnp.where(jnp.isnan(values), -jnp.inf, values)
+    finite = jnp.where(jnp.isfinite(values), values, -jnp.inf)
     best = jnp.arange(values.shape[0]) == jnp.argmax(finite)
     return jnp.where(best, 0.0, -jnp.inf).astype(values.dtype)
 

@@ -43,6 +43,7 @@ class Single:
     def __post_init__(self) -> None:
         """Refuse a rule that reads what the look does not ask for."""
         refuse_missing_grad(self.look, self.guidance)
+        refuse_no_noise(self.kernel, self.guidance)
 
     def init(self, key: Key, x: Sample, first: Step) -> State:
         """The look at the initial noise."""
@@ -54,7 +55,7 @@ class Single:
         moved, rule_evals = move(key, state.look, step, self.kernel, self.guidance, self.look)
         key_look = jax.random.fold_in(key, Stream.LOOK)
         seen, evals, status = self.look.at(key_look, moved.x, step.s, step.sigma_s)
-        evals = evals + rule_evals
+        evals, status = evals + rule_evals, status | moved.status
         state = State(seen, state.log_weights + moved.log_ratio, state.evals + evals, state.status | status)
         return state, Info(seen.value, _ones(moved.log_ratio), moved.log_ratio, status, evals)
 
@@ -68,6 +69,16 @@ def refuse_missing_grad(look: Any, guidance: Any) -> None:
     if guidance.needs_grad and not look.grad:
         name = type(guidance).__name__
         raise ValueError(f"{name} reads the reward's gradient; use Look(model, reward, grad=True).")
+
+
+def refuse_no_noise(kernel: Any, guidance: Any) -> None:
+    """Raise ValueError if a rule acts through the kernel's noise and the kernel has none."""
+    without = not getattr(kernel, "stochastic", True)
+    if without and getattr(guidance, "needs_noise", False):
+        raise ValueError(
+            f"{type(guidance).__name__} acts through the noise of the kernel, and {type(kernel).__name__} has none: "
+            "it would do nothing; use a stochastic kernel such as DDIM(eta=1.0) or FlowSDE()."
+        )
 
 
 def _ones(like: Array) -> Array:
