@@ -3,7 +3,8 @@
     python benchmarks/bench_calibrated.py [--num 4096] [--quick]
 
 Sliced W2 between samples and exact draws from the tilt, beside the distance between two sets of exact draws (the floor).
-Laws: skewed mixtures with full covariances and a linear reward in d = 2, 16, 128, and a 32x32 power-law Gaussian field.
+Laws: skewed mixtures with full covariances and a linear reward in d = 2, 16, 128, and a 32x32 power-law Gaussian
+field.
 Methods: NTRK with a constant rho, whose law moves with the number of steps; calibrated NTRK with the plug-in value; and
 with the exact value, which converges at first order in the step.
 """
@@ -53,9 +54,9 @@ def samplers(law, reward, shape):
 
 
 def draw(sampler, key, shape, num_steps, num):
-    """num samples [num, prod(shape)] and their rewards, in chunks."""
+    """Samples [num, prod(shape)] and their rewards, in chunks."""
     steps = nk.grid(SCHEDULE, nk.grids.uniform(num_steps))
-    chunk = min(num, 512)
+    chunk = min(num, 256)
 
     @jax.jit
     def batch(sampler, keys):
@@ -75,6 +76,7 @@ def main():
     parser.add_argument("--num", type=int, default=4096)
     parser.add_argument("--quick", action="store_true", help="512 samples at 25 and 100 steps")
     parser.add_argument("--only", default="", help="run only the laws whose name contains this")
+    parser.add_argument("--method", default="", help="run only the methods whose name contains this")
     options = parser.parse_args()
     num, all_steps = (512, (25, 100)) if options.quick else (options.num, (25, 100, 400))
     machine()
@@ -85,7 +87,8 @@ def main():
         keys = jax.random.split(jax.random.key(0), 4)
         exact = [tilted.sample(k, num).reshape(num, -1) for k in keys[:2]]
         floor = float(nk.metrics.sliced_wasserstein(keys[2], *exact))
-        for method, sampler in samplers(law, reward, shape).items():
+        chosen = {k: v for k, v in samplers(law, reward, shape).items() if options.method in k}
+        for method, sampler in chosen.items():
             for num_steps in all_steps:
                 start = time.perf_counter()
                 x, rewards = draw(sampler, keys[3], shape, num_steps, num)

@@ -5,6 +5,8 @@
 The hand-written scans below do the arithmetic of the sampler and nothing else: no counts, no flags, no weights.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from timing import best, compile_seconds, machine, report
@@ -76,13 +78,9 @@ def step_time(num_steps=200):
         }
         for kind, sampler in (("plain", plain), ("ntrk unit norm", ntrk)):
             args = (model,) if kind == "plain" else (model, reward, jnp.float32(0.05))
-            hand, plainly, recorded = best(
-                [
-                    lambda h=by_hand[kind.split()[0]], a=args, k=keys, x=x: h(*a, k, x, steps),
-                    lambda s=sampler, x=x, k=keys: ours(s, k, x, steps),
-                    lambda s=sampler, x=x, k=keys: traced(s, k, x, steps),
-                ]
-            )
+            hand = functools.partial(by_hand[kind.split()[0]], *args, keys, x, steps)
+            library = [functools.partial(f, sampler, keys, x, steps) for f in (ours, traced)]
+            hand, plainly, recorded = best([hand, *library])
             report(
                 "step",
                 f"{kind}, {name}",

@@ -23,8 +23,8 @@ class Look:
     At t = 0 the Tweedie mean of x is x itself: the model is not called and the value is the true reward r(x).
 
     Attributes:
-        model: a `Denoiser`, (x [*shape], t []) -> x0 [*shape]. It sees x in the dtype of the Gaussian algebra (float32 for
-            bfloat16 latents); `models.Cast` runs a network in bfloat16.
+        model: a `Denoiser`, (x [*shape], t []) -> x0 [*shape]. It sees x in the dtype of the Gaussian algebra
+            (float32 for bfloat16 latents); `models.Cast` runs a network in bfloat16.
         reward: x0 [*shape] -> [], or None.
         grad: whether to differentiate the value with respect to x.
         value: what stands for the soft value at x_t; None is the plug-in r(x0), one reward call.

@@ -4,21 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import (
-    BATCH,
-    DTYPES,
-    NUM_STEPS,
-    SHAPES,
-    batched,
-    build,
-    go,
-    keys,
-    noise,
-    problem,
-    schedule,
-    steps,
-    strengths,
-)
+from catalogue import BATCH, DTYPES, NUM_STEPS, SHAPES, Near, Shrink, batched, build, go, keys, noise, steps, strengths
 
 import ntrk_jax as nk
 
@@ -114,10 +100,9 @@ def test_strength_off_is_the_unguided_sampler_bitwise(name, shape, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_declared_evaluations_are_those_executed(name):
     shape = SHAPES["vector"]
-    mixture, reward = problem(shape)
     calls, rewards = nk.models.Counter(), nk.models.Counter()
-    model = nk.models.Counted(nk.models.Exact(mixture, schedule()), calls)
-    sampler = build(name, shape, model=model, reward=nk.models.Counted(reward, rewards))
+    model = nk.models.Counted(Shrink(), calls)
+    sampler = build(name, shape, model=model, reward=nk.models.Counted(Near(), rewards))
     state, _ = go(sampler, keys(), noise(name, shape, jnp.float32))
     jax.block_until_ready(state)
     jax.effects_barrier()
