@@ -2,7 +2,8 @@
 
     python benchmarks/bench_calibrated.py [--num 4096] [--quick]
 
-Sliced W2 between samples and exact draws from the tilt, beside the distance between two sets of exact draws (the floor).
+Sliced W2 between samples and exact draws from the tilt, beside the distance between two sets of exact draws (the
+floor).
 Laws: skewed mixtures with full covariances and a linear reward in d = 2, 16, 128, and a 32x32 power-law Gaussian
 field.
 Methods: NTRK with a constant rho, whose law moves with the number of steps; calibrated NTRK with the plug-in value; and
