@@ -7,7 +7,9 @@ import pytest
 from test_cli_main import invoke, quick_compilation, refused
 
 import ntrk_jax as nk
-from ntrk_jax.cli.problems import parse
+from ntrk_jax.cli import figures
+from ntrk_jax.cli.build import Choices, aimed_temperature, build
+from ntrk_jax.cli.problems import parse, problem
 
 FAST = ["--target", "skew2", "--method", "base", "--steps", 3, "--num", 6]
 
@@ -109,6 +111,45 @@ def test_the_exact_value_and_a_temperature(tmp_path):
     assert "values.Exact" in str(got["sampler"])
 
 
+@pytest.mark.parametrize(
+    ("method", "choices", "temperature"),
+    [
+        ("dps", Choices(strength=2.0), 0.5),
+        ("dps", Choices(strength=2.0, temperature=3.0), 3.0),
+        ("dps", Choices(), 1.0),
+        ("dps", Choices(strength=0.0), np.inf),
+        ("dps", Choices(strength=2.0, extra=("convention=squared",)), 1.0),
+        ("dps_squared", Choices(strength=2.0), 1.0),
+        ("calibrated", Choices(temperature=0.25), 0.25),
+    ],
+)
+def test_the_temperature_that_is_aimed_at(method, choices, temperature):
+    task = problem("skew1")
+    assert aimed_temperature(method, choices) == temperature
+    sampler = build(method, task, choices._replace(value="exact"))
+    assert sampler.look.value.temperature == (1.0 if np.isinf(temperature) else temperature)
+
+
+def test_the_picture_shows_the_law_that_is_aimed_at(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "figure", lambda *size, make=figures.figure: shown.append(make(*size)) or shown[-1])
+    args = ["--target", "skew1", "--method", "dps", "--strength", 2, "--value", "exact", "--steps", 2, "--num", 2]
+    assert invoke("sample", *args, "--out", tmp_path / "a.npz").exit_code == 0
+    lines = {line.get_label(): line for line in shown[0].axes[0].get_lines()}
+    assert set(lines) == {"base law", "exact tilted law, temperature 0.5"}
+    law, reward = nk.targets.skewed(1)
+    x = lines["base law"].get_xdata()
+    tilted = lines["base law"].get_ydata() * np.exp(2.0 * float(reward.a[0]) * x)  # up to its normalisation
+    log_ratio = np.log(lines["exact tilted law, temperature 0.5"].get_ydata() / tilted)
+    assert law.dim == 1
+    assert np.ptp(log_ratio[np.isfinite(log_ratio)]) < 0.01
+
+
+def test_a_residual_may_be_guided_by_its_norm():
+    for name in ("das8", "das9"):
+        assert build("dps_norm", problem(name), Choices()).guidance.convention == "norm"
+
+
 def test_digits(tmp_path):
     got = drawn(tmp_path / "d.npz", "--target", "digits", "--digit", 7, "--method", "base", "--steps", 2, "--num", 3)
     assert got["x"].shape == (3, 8, 8, 1)
@@ -137,6 +178,17 @@ def test_digits(tmp_path):
         (["--kernel", "nope(1)"], ["unknown name 'nope'", "DDIM"]),
         (["--kernel", "DDIM(eta=__import__('os'))"], ["--kernel"]),
         (["--kernel", "DDIM("], ["--kernel"]),
+        (["--kernel", "DDIM(eta='a')"], ["--kernel", "eta must be a number", "'a'"]),
+        (["--kernel", "DDIM(eta=[0.1, 0.2])"], ["--kernel", "eta must be a number"]),
+        (["--kernel", "FlowODE"], ["NTRK", "noise", "FlowODE"]),
+        (["--schedule", "VPLinear(beta_min='a')"], ["--schedule", "beta_min must be a number"]),
+        (["--method", "edm", "--set", "gamma=abc"], ["--set gamma must be a number", "'abc'"]),
+        (["--method", "edm", "--set", "gamma=[1, 2]"], ["--set gamma must be a number"]),
+        (["--method", "ddim", "--set", "eta=nan"], ["--set eta must be a number"]),
+        (["--method", "ddim", "--set", f"eta=1{400 * '0'}"], ["--set eta must be a number"]),
+        (["--method", "dps_norm", "--target", "digits"], ["dps_norm", "digits is positive somewhere", "dps_squared"]),
+        (["--method", "dps_norm", "--target", "skew2"], ["skew2 is positive somewhere"]),
+        (["--method", "dps", "--set", "convention=norm", "--target", "digits"], ["positive somewhere"]),
         (["--schedule", "nope"], ["--schedule", "VPCosine"]),
         (["--schedule", "VPLinear(beta_min=30.0)"], ["--schedule", "beta_min"]),
         (["--steps", 0], ["--steps"]),

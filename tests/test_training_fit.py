@@ -45,8 +45,61 @@ def test_resumed_equals_uninterrupted(tmp_path):
     folder = tmp_path / "run"
     half = run(20, chunk=20, checkpoint=folder)
     assert not same(half.params, whole.params), "the second half must do something"
-    assert same(run(40, chunk=20, checkpoint=folder), whole)
+    folder.rename(tmp_path / "run.ntrk-new")  # as an interrupted save leaves it
+    steps = []
+    assert same(run(40, chunk=20, checkpoint=folder, progress=lambda step, loss: steps.append(step)), whole)
+    assert steps == [40], "the second run goes on from the first"
     assert same(run(40, chunk=20, checkpoint=folder), whole), "a finished run is read back as it is"
+
+
+def folders(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def test_a_save_that_fails_keeps_the_checkpoint(tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    folder, first, second = tmp_path / "run", {"a": jnp.ones(3)}, {"a": jnp.full(3, 2.0)}
+    save(folder, first)
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # where orbax would give the written folder its name
+        patch.setattr(ocp.StandardCheckpointer, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            save(folder, second)
+    assert same(restore(folder, first), first)
+    renamed = []
+    for stops_at in (1, 2):  # before the old folder makes way, and before the new one takes its place
+        with monkeypatch.context() as patch:
+            rename = type(folder).rename
+
+            def rename_or_stop(self, target, stops_at=stops_at, rename=rename):
+                mine = self.name.startswith("run") and "orbax" not in f"{self}{target}"
+                renamed.extend([self.name] if mine else [])
+                if mine and len(renamed) == stops_at:
+                    raise KeyboardInterrupt
+                return rename(self, target)
+
+            renamed.clear()
+            patch.setattr(type(folder), "rename", rename_or_stop)
+            with pytest.raises(KeyboardInterrupt):
+                save(folder, second)
+        assert len(renamed) == stops_at
+        assert same(restore(folder, first), first if stops_at == 1 else second)
+    save(folder, first)
+    assert same(restore(folder, first), first)
+    assert folders(tmp_path) == ["run"], "nothing else is left behind"
+
+
+@pytest.mark.parametrize("left", [["run.ntrk-new", "run.ntrk-old"], ["run.ntrk-new"], ["run.ntrk-old"]])
+def test_an_interrupted_swap_is_finished(tmp_path, left):
+    newest, older = {"a": jnp.ones(3)}, {"a": jnp.zeros(3)}
+    for name, state in zip(left, (newest, older), strict=False):
+        save(tmp_path / name, state)
+    assert same(restore(tmp_path / "run", newest), newest)
+    assert folders(tmp_path) == ["run"]
 
 
 def test_average_is_the_stated_recursion():

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import ntrk_jax as nk
 from ntrk_jax.cli.console import BadInput, user_input
-from ntrk_jax.cli.problems import Named, parse
+from ntrk_jax.cli.problems import Named, is_number, parse
 
-__all__ = ["Choices", "build"]
+__all__ = ["Choices", "aimed_temperature", "build"]
 
 _VALUES = ("plug-in", "exact")
 
@@ -47,10 +47,46 @@ def build(method: str, task: Named, choices: Choices) -> Any:
             options["kernel"] = parse(choices.kernel, "kernels")
     if choices.value == "exact":
         _require_option(method, entry, "value", "--value exact")
-        options["value"] = _exact(task, choices.temperature)
+        options["value"] = _exact(task, aimed_temperature(method, choices))
     options |= dict(_extra(method, entry, item) for item in choices.extra)
     with user_input(f"--method {method}"):
-        return entry.build(task.model, task.reward, task.shape, **options)
+        sampler = entry.build(task.model, task.reward, task.shape, **options)
+    guidance = getattr(sampler, "guidance", None)
+    if getattr(guidance, "convention", None) == "norm" and _positive_somewhere(task.reward):
+        raise BadInput(
+            f"{method} in the norm convention reads the reward as minus a squared residual, and that of {task.name} is "
+            "positive somewhere, where there would be no shift; use dps or dps_squared."
+        )
+    return sampler
+
+
+def aimed_temperature(method: str, choices: Choices) -> float:
+    """The temperature of the tilted law that the options aim at: 1 where the method has none, inf for no tilt."""
+    if choices.temperature is not None:
+        return choices.temperature
+    convention = [item for item in choices.extra if item.startswith("convention=")]
+    if method == "dps" and choices.strength is not None and convention in ([], ["convention=likelihood"]):
+        return math.inf if choices.strength == 0 else 1.0 / choices.strength
+    return 1.0
+
+
+def _positive_somewhere(reward: Any) -> bool:
+    """Whether the reward is known to be above 0 for some sample, up to rounding."""
+    import numpy as np
+
+    if isinstance(reward, nk.rewards.Neural):
+        return reward.kind == "logit"
+    if not isinstance(reward, nk.rewards.Linear | nk.rewards.Quadratic):
+        return False
+    linear = reward.a if isinstance(reward, nk.rewards.Linear) else reward.linear
+    b, c = np.ravel(np.asarray(linear, np.float64)), float(reward.c)
+    p = np.asarray(getattr(reward, "precision", 0.0), np.float64)
+    values, vectors = np.linalg.eigh(p if p.ndim else p * np.eye(b.size))
+    along, tiny = vectors.T @ b, 1e-6 * max(1.0, float(np.abs(values).max()))
+    if np.any(values < -tiny) or np.any((values <= tiny) & (np.abs(along) > tiny)):
+        return True
+    curved = values > tiny
+    return c + 0.5 * float(np.sum(along[curved] ** 2 / values[curved])) > tiny
 
 
 def _strength(method: str, entry: Any, choices: Choices) -> dict[str, Any]:
@@ -71,11 +107,11 @@ def _strength(method: str, entry: Any, choices: Choices) -> dict[str, Any]:
     return {} if value is None else {entry.strength: value}
 
 
-def _exact(task: Named, temperature: float | None) -> Any:
+def _exact(task: Named, temperature: float) -> Any:
     if task.law is None:
         raise BadInput(f"--value exact needs a target whose law is known, not {task.name}.")
     with user_input("--value exact"):
-        return nk.values.Exact(task.law, task.schedule, task.reward, 1.0 if temperature is None else temperature)
+        return nk.values.Exact(task.law, task.schedule, task.reward, temperature if math.isfinite(temperature) else 1.0)
 
 
 def _accepts(entry: Any) -> tuple[set[str], bool]:
@@ -100,7 +136,12 @@ def _extra(method: str, entry: Any, item: str) -> tuple[str, Any]:
     names -= {"kernel", "value", "whiten", "guidance", "strength", "temperature", "num_particles"}
     if name not in names:
         raise BadInput(f"{method} has no option {name!r}; --set knows {', '.join(sorted(names)) or 'none'} for it.")
-    try:
-        return name, ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    if isinstance(inspect.signature(entry.build).parameters[name].default, str):
         return name, text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if not is_number(value):
+        raise BadInput(f"--set {name} must be a number, got {text!r}.")
+    return name, value

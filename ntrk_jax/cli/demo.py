@@ -42,7 +42,7 @@ def demo(
 ) -> None:
     """Compare base sampling, best-of-20, DPS and NTRK on real digits, and NTRK with the exact law on a mixture.
 
-    About a minute on two CPU cores. With --out, writes pictures and a report.
+    One to three minutes on two CPU cores. With --out, writes pictures and a report.
     """
     from ntrk_jax.training import digits
 

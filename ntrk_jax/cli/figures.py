@@ -69,20 +69,27 @@ def limits_of(*clouds: np.ndarray, margin: float = 0.12) -> tuple:
 
 def picture(
     path: Path, x: np.ndarray, reward: np.ndarray, title: str, law: Any = None, exact: Any = None,
-    span: tuple[float, float] | None = None,
+    span: tuple[float, float] | None = None, temperature: float = 1.0,
 ) -> None:  # fmt: skip
     """A picture of samples [num, *shape]: images as a grid, planes as points over the laws, lines as a histogram.
 
     span: the pixel values shown as white and black; None takes them from the samples.
+    temperature: that of the exact law, for its name in the legend.
     """
-    x = np.asarray(x, np.float32)
+    x, laws = np.asarray(x, np.float32), _named_laws(law, exact, temperature)
     if x.ndim >= 3:
         fig = _images(x, reward, title, span)
     elif x.shape[1] == 1:
-        fig = _histogram(x[:, 0], title, law, exact)
+        fig = _histogram(x[:, 0], title, laws)
     else:
-        fig = _points(x, title, law, exact)
+        fig = _points(x, title, laws)
     fig.savefig(path, bbox_inches="tight")
+
+
+def _named_laws(law: Any, exact: Any, temperature: float) -> list[tuple[Any, str, str]]:
+    """The laws that are known, each with its colour and its name in the legend."""
+    rows = [(law, BASE, "base law"), (exact, EXACT, f"exact tilted law, temperature {temperature:g}")]
+    return [row for row in rows if row[0] is not None]
 
 
 def _images(x: np.ndarray, reward: np.ndarray, title: str, span: tuple[float, float] | None) -> Any:
@@ -98,28 +105,26 @@ def _images(x: np.ndarray, reward: np.ndarray, title: str, span: tuple[float, fl
     return fig
 
 
-def _histogram(x: np.ndarray, title: str, law: Any, exact: Any) -> Any:
+def _histogram(x: np.ndarray, title: str, laws: list[tuple[Any, str, str]]) -> Any:
     fig = figure(6.0, 4.0)
     axes = fig.subplots()
     axes.hist(x[np.isfinite(x)], bins=60, density=True, color=SAMPLES, alpha=0.5, label="samples")
     left, right = axes.get_xlim()
     line = np.linspace(left, right, 400, dtype=np.float32)
-    for one, colour, label in ((law, BASE, "base law"), (exact, EXACT, "exact tilted law")):
-        if one is not None:
-            axes.plot(line, np.exp(_log_densities(one, line[:, None])), color=colour, label=label)
+    for one, colour, label in laws:
+        axes.plot(line, np.exp(_log_densities(one, line[:, None])), color=colour, label=label)
     axes.set(title=title, xlabel="x", ylabel="density")
     axes.legend(frameon=False)
     return fig
 
 
-def _points(x: np.ndarray, title: str, law: Any, exact: Any) -> Any:
+def _points(x: np.ndarray, title: str, laws: list[tuple[Any, str, str]]) -> Any:
     from matplotlib.lines import Line2D
 
     fig = figure(6.0, 6.0)
     axes = fig.subplots()
     handles = [Line2D([], [], color=SAMPLES, marker="o", linestyle="", markersize=4, label="samples")]
-    known = [(law, BASE, "base law"), (exact, EXACT, "exact tilted law")] if x.shape[1] == 2 else []
-    known = [row for row in known if row[0] is not None]
+    known = laws if x.shape[1] == 2 else []
     limits = limits_of(x[:, :2], *(np.repeat(row[0].means, 2, axis=0) for row in known))
     for one, colour, label in known:
         contours(axes, one, limits, colour)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import ntrk_jax as nk
 from ntrk_jax.cli.console import BadInput, user_input
 
-__all__ = ["TARGETS", "Named", "parse", "problem"]
+__all__ = ["TARGETS", "Named", "is_number", "parse", "problem"]
 
 TARGETS = "das9, das8, skewD (D dimensions, e.g. skew2), digits, or mixture (given by [mixture] in --config)"
 
@@ -31,8 +32,13 @@ class Named(NamedTuple):
     law: Any = None
 
     def tilted(self, temperature: float) -> Any:
-        """The exact tilted law, or None where it is not known."""
-        return None if self.law is None else nk.targets.tilt(self.law, self.reward, temperature).mixture
+        """The exact tilted law, or None where it is not known, does not exist, or the temperature is infinite."""
+        if self.law is None or math.isinf(temperature):
+            return None
+        try:
+            return nk.targets.tilt(self.law, self.reward, temperature).mixture
+        except ValueError:
+            return None
 
 
 def problem(
@@ -122,4 +128,20 @@ def parse(text: str, module: str) -> Any:
         raise ValueError(
             f"unknown name {head!r}; known are {', '.join(known.values())}, with options as in 'DDIM(eta=0.5)'."
         )
-    return nk.config.loads(f"{module}.{known[name]}{bracket or '()'}{rest}")
+    made = nk.config.loads(f"{module}.{known[name]}{bracket or '()'}{rest}")
+    for field in dataclasses.fields(made):
+        value = getattr(made, field.name)
+        usual = bool(field.metadata) or value is field.default or callable(value)
+        if not usual and not is_number(value):
+            raise ValueError(f"{field.name} must be a number, got {value!r}.")
+    return made
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is one real number, possibly infinite; text, lists and NaN are not."""
+    if not nk.tree.is_concrete(value) or getattr(value, "ndim", 0) != 0:
+        return False
+    try:
+        return not math.isnan(float(value))
+    except (OverflowError, TypeError, ValueError):
+        return False

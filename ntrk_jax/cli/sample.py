@@ -156,11 +156,11 @@ def _show(record: dict[str, Any]) -> None:
 def _write(out: Path, names: list[str], options: dict[str, Any], task: Any, drawn: Any, record: dict[str, Any]) -> None:
     import numpy as np
 
+    from ntrk_jax.cli.build import Choices, aimed_temperature
     from ntrk_jax.cli.figures import picture
 
-    exact = None
-    if task.law is not None and options["method"] != "base":
-        exact = task.tilted(options["temperature"] or 1.0)
+    temperature = aimed_temperature(options["method"], Choices(*(options[k] for k in Choices._fields)))
+    exact = task.tilted(temperature) if options["method"] != "base" else None
     span = (-1.0, 1.0) if task.name == "digits" else None
     title = f"{options['method']} on {options['target']}, {options['steps']} steps"
     with staged(out, names, options["overwrite"]) as stage:
@@ -169,5 +169,7 @@ def _write(out: Path, names: list[str], options: dict[str, Any], task: Any, draw
             status=drawn.status, sampler=np.array(record["sampler"]),
             **{f"evals_{k}": v for k, v in drawn.evals._asdict().items()},
         )  # fmt: skip
-        picture(stage / names[1], np.asarray(drawn.x), np.asarray(drawn.reward), title, task.law, exact, span)
+        picture(
+            stage / names[1], np.asarray(drawn.x), np.asarray(drawn.reward), title, task.law, exact, span, temperature
+        )
         (stage / names[2]).write_text(to_json(plain(record)), encoding="utf-8")

@@ -9,6 +9,7 @@ Parameters may be any pytree of arrays (the state half of `flax.nnx.split` is on
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,7 +72,7 @@ def fit(
     if min(num_steps, batch_size, chunk) < 1:
         raise ValueError(f"num_steps, batch_size and chunk must be positive, got {num_steps, batch_size, chunk}.")
     state = FitState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), jnp.zeros((), jnp.float32))
-    if checkpoint is not None and Path(checkpoint).exists():
+    if checkpoint is not None and _recovered(checkpoint).exists():
         state = restore(checkpoint, state)
     advance = _chunk(loss, optimizer, batch_size)
     while int(state.step) < num_steps:
@@ -113,11 +114,40 @@ def _chunk(loss: Callable, optimizer: optax.GradientTransformation, batch_size: 
 
 
 def save(path: str | os.PathLike, state: PyTree) -> None:
-    """Write a pytree of arrays to a folder with orbax, replacing what was there only when all is written."""
+    """Write a pytree of arrays to a folder with orbax, replacing what was there only when all is written.
+
+    The new folder is written beside the old one and swapped in by two renames; a save that stops in between leaves
+    a complete one under `path` with ".ntrk-new" or ".ntrk-old" appended, and `restore` and `fit` find it.
+    """
     import orbax.checkpoint as ocp
 
+    path = _recovered(path)
+    new, old = _beside(path)
     with ocp.StandardCheckpointer() as writer:
-        writer.save(Path(path).absolute(), state, force=True)
+        writer.save(new, state, force=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Where the next checkpoint is written, and where the last one waits until that one is in its place."""
+    return path.with_name(path.name + ".ntrk-new"), path.with_name(path.name + ".ntrk-old")
+
+
+def _recovered(path: str | os.PathLike) -> Path:
+    """The absolute path, after finishing a swap that was interrupted.
+
+    orbax gives a folder its name only when it is complete, so a new one without a folder at `path` may take the place.
+    """
+    path = Path(path).absolute()
+    new, old = _beside(path)
+    for complete in (new, old):
+        if complete.exists() and not path.exists():
+            complete.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+    return path
 
 
 def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
@@ -131,7 +161,7 @@ def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
         with ocp.StandardCheckpointer() as reader:
-            out = reader.restore(Path(path).absolute(), shapes)
+            out = reader.restore(_recovered(path), shapes)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
