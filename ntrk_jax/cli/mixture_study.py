@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -63,19 +64,30 @@ def study(
                        nk.methods.calibrated(model, reward, (2,), temperature=TEMPERATURE, **parts)),
     }  # fmt: skip
     key_exact, key_floor, key_slices = jax.random.split(jax.random.fold_in(jax.random.key(seed), _REFERENCE), 3)
-    exact = tilted.sample(key_exact, num)
-    floor = float(nk.metrics.two_sample_floor(key_floor, tilted, num))
-    reward_of = jax.jit(jax.vmap(reward))
-    clouds = [Cloud("exact", "exact tilted law", None, np.asarray(exact), 0.0, float(jnp.mean(reward_of(exact))), 0.0)]
+    exact, floor, mean_reward = _exact_samples(key_exact, key_floor, tilted, reward, num)
+    clouds = [Cloud("exact", "exact tilted law", None, np.asarray(exact), 0.0, float(mean_reward), 0.0)]
     for name, (label, sampler) in samplers.items():
         for steps in num_steps[:1] if name == "base" else num_steps:
             began = time.perf_counter()
             x = draw_samples(sampler, seed, nk.grid(schedule, nk.grids.uniform(steps)), (2,), num, batch=num).x
             seconds = time.perf_counter() - began
-            distance = float(nk.metrics.sliced_wasserstein(jax.random.clone(key_slices), x, exact))
-            clouds.append(Cloud(name, label, steps, np.asarray(x), distance, float(jnp.mean(reward_of(x))), seconds))
+            distance, mean_reward = map(float, _measure(jax.random.clone(key_slices), x, exact, reward))
+            clouds.append(Cloud(name, label, steps, np.asarray(x), distance, mean_reward, seconds))
             on_cloud(f"2-D mixture: {label}, {steps} steps")
-    return MixtureStudy(clouds, law, tilted, floor, float(nk.targets.expected_reward(tilted, reward)))
+    return MixtureStudy(clouds, law, tilted, float(floor), float(nk.targets.expected_reward(tilted, reward)))
+
+
+@partial(jax.jit, static_argnames="num")
+def _exact_samples(key: Any, key_floor: Any, tilted: Any, reward: Any, num: int) -> tuple[Any, Any, Any]:
+    """Samples [num, 2] of the target, the distance between two such sets, and their mean reward."""
+    exact = tilted.sample(key, num)
+    return exact, nk.metrics.two_sample_floor(key_floor, tilted, num), jnp.mean(jax.vmap(reward)(exact))
+
+
+@jax.jit
+def _measure(key: Any, x: Any, exact: Any, reward: Any) -> tuple[Any, Any]:
+    """The distance of the samples x to the exact ones, and their mean reward."""
+    return nk.metrics.sliced_wasserstein(key, x, exact), jnp.mean(jax.vmap(reward)(x))
 
 
 def summary_of(out: MixtureStudy) -> dict[str, Any]:
