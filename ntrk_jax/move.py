@@ -59,8 +59,8 @@ def move(
     x = base.mean + tilt.mean + base.std * noise
     trivial = guidance is None or not exact
     log_ratio = jnp.zeros((), look.x.dtype) if trivial else _log_ratio(z, base.std, tilt)
-    finite = jnp.all(jnp.isfinite(jnp.asarray(tilt.noise))) & jnp.all(jnp.isfinite(jnp.asarray(tilt.mean)))
-    status = jnp.where(finite, jnp.int32(0), jnp.int32(Status.NONFINITE_GRAD))
+    seen = log_ratio if exact else jnp.asarray(tilt.noise + tilt.mean)  # the ratio of an exact rule sums them all
+    status = jnp.where(jnp.all(jnp.isfinite(seen)), jnp.int32(0), jnp.int32(Status.NONFINITE_GRAD))
     return Move(x.astype(dtype), log_ratio, status), tilt.evals
 
 
