@@ -63,8 +63,9 @@ def typicality(x: Array) -> Typicality:
 
     Example:
         >>> import jax
-        >>> noise = jax.random.normal(jax.random.key(0), (32, 32, 3))
-        >>> bool(typicality(noise).largest < 5), bool(typicality(noise.at[:8, :8].mul(2.0)).largest > 5)
+        >>> noise = jax.random.normal(jax.random.key(0), (8,))
+        >>> battery = jax.jit(typicality)
+        >>> bool(battery(noise).largest < 5), bool(battery(9 * noise).largest > 5)
         (True, True)
     """
     return Typicality(**battery(with_channels(x)))

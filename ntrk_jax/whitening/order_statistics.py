@@ -26,7 +26,7 @@ import numpy as np
 
 from ntrk_jax.typing import Array
 
-__all__ = ["Bounds", "bounds", "clip_sorted", "quantile_levels", "rows_for", "violation"]
+__all__ = ["Bounds", "bounds", "clip_sorted", "quantile_levels", "rows_for"]
 
 
 class Bounds(NamedTuple):
@@ -128,8 +128,3 @@ def clip_sorted(y: Array, table: Bounds, relax: float = 1.0) -> tuple[Array, Arr
         moved = moved.at[where_rest].set(rest - relax * excess_rest, unique_indices=True)
         largest = jnp.maximum(largest, jnp.max(jnp.abs(excess_rest)))
     return moved, largest
-
-
-def violation(y: Array, table: Bounds) -> Array:
-    """The largest distance of a sorted number of y [n] from its interval, in standard deviations, []."""
-    return clip_sorted(y, table)[1]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.core import algebra_dtype
 from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
 from ntrk_jax.whitening import domains
@@ -123,6 +124,8 @@ class TypicalSet:
 
     def violation(self, z: Array) -> Array:
         """The largest violation over all sets of z [*shape], in standard deviations, []."""
+        self.check(z)
+        z = z.astype(algebra_dtype(z))
         worst = [project_domain(domains.forward(n, z), t, 1.0)[1] for n, t in self._domains()]
         return jnp.max(jnp.stack(worst))
 
