@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import FULL, SHAPES, problem, schedule, steps
+from catalogue import FULL, SHAPES, Near, Shrink, problem, schedule, steps
 
 import ntrk_jax as nk
 from ntrk_jax.schedules import rates
@@ -15,8 +15,7 @@ RUN = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)))
 
 
 def look(**kwargs):
-    mixture, reward = problem(SHAPE)
-    return nk.Look(nk.models.Exact(mixture, schedule()), reward, **kwargs)
+    return nk.Look(Shrink(), Near(), **kwargs)
 
 
 def sample(sampler, seed=0, num=16, grid=None):
