@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -16,10 +17,15 @@ jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drop the compiled programs of a module when it is done: kept, they fill gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 def pytest_collection_modifyitems(items):
     """Keep together on one worker what shares compiled programs (with `--dist loadgroup`)."""
-    import pytest
-
     for item in items:
         stem = item.path.stem
         case = getattr(item, "callspec", None)
