@@ -50,7 +50,9 @@ class BestOfN:
                 f"pass {self.num_particles} initial noises."
             )
         keys = jax.random.split(key, self.num_particles)
-        return self._gather(jax.vmap(self.sampler.init, (0, 0, None))(keys, x, first), None)
+        states = jax.vmap(self.sampler.init, (0, 0, None))(keys, x, first)
+        evals = Evals(*(jnp.sum(n, 0) for n in states.evals))
+        return State(states.look, jnp.zeros_like(states.look.value), evals, _any_bits(states.status))
 
     def step(self, key: Key, state: State, step: Step) -> tuple[State, Info]:
         """N independent steps; at sigma = 0 the weights choose."""
@@ -67,10 +69,6 @@ class BestOfN:
         state = State(moved.look, weights, state.evals + spent, state.status | status)
         ess = jnp.where(step.sigma_s == 0, 1.0, float(num)).astype(weights.dtype)
         return state, Info(jnp.max(moved.look.value), ess, jnp.zeros((), weights.dtype), status, spent)
-
-    def _gather(self, states: State, _: None) -> State:
-        evals = Evals(*(jnp.sum(n, 0) for n in states.evals))
-        return State(states.look, jnp.zeros_like(states.look.value), evals, _any_bits(states.status))
 
 
 def _choose(values: Array) -> Array:

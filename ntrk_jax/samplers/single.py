@@ -11,7 +11,7 @@ from ntrk_jax.core import Guidance, Info, Kernel, State, Step, Stream
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
 from ntrk_jax.tree import pytree
-from ntrk_jax.typing import Array, Key, Sample
+from ntrk_jax.typing import Key, Sample
 
 __all__ = ["Single"]
 
@@ -57,7 +57,7 @@ class Single:
         seen, evals, status = self.look.at(key_look, moved.x, step.s, step.sigma_s)
         evals, status = evals + rule_evals, status | moved.status
         state = State(seen, state.log_weights + moved.log_ratio, state.evals + evals, state.status | status)
-        return state, Info(seen.value, _ones(moved.log_ratio), moved.log_ratio, status, evals)
+        return state, Info(seen.value, jnp.ones_like(moved.log_ratio), moved.log_ratio, status, evals)
 
 
 def refuse_missing_grad(look: Any, guidance: Any) -> None:
@@ -79,7 +79,3 @@ def refuse_no_noise(kernel: Any, guidance: Any) -> None:
             f"{type(guidance).__name__} acts through the noise of the kernel, and {type(kernel).__name__} has none: "
             "it would do nothing; use a stochastic kernel such as DDIM(eta=1.0) or FlowSDE()."
         )
-
-
-def _ones(like: Array) -> Array:
-    return jnp.ones_like(like)
