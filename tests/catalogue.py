@@ -96,6 +96,9 @@ def build(name, shape, *, model=None, reward=None, poison=0.0, **options):
         options.setdefault("num_particles", NUM_PARTICLES)
     if entry.tree:
         options.setdefault("grid", steps())
+    if name == "flow_monte_carlo":
+        samples = 0.2 + 0.7 * jax.random.normal(jax.random.key(4), (16, *shape))
+        options |= {"samples": samples, "rewards": jax.vmap(Near())(samples)}
     return entry.build(model or Shrink(), Poisoned(reward or Near(), poison), shape, **options)
 
 

@@ -10,8 +10,9 @@ from ntrk_jax.guidance.ntrk import NTRK, Calibrated
 from ntrk_jax.guidance.tfg import TFG, Structure
 from ntrk_jax.guidance.twisted import Twisted
 from ntrk_jax.guidance.ugd import UGD
+from ntrk_jax.guidance.velocity import FirstOrder, Reweighted
 
 __all__ = [
-    "DPS", "MPGD", "NTRK", "TFG", "UGD", "Calibrated", "FreeDoM", "Limit", "MomentMatched", "Structure", "Sum",
-    "Twisted", "Unguided", "Window",
+    "DPS", "MPGD", "NTRK", "TFG", "UGD", "Calibrated", "FirstOrder", "FreeDoM", "Limit", "MomentMatched", "Reweighted",
+    "Structure", "Sum", "Twisted", "Unguided", "Window",
 ]  # fmt: skip

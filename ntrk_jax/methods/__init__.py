@@ -6,7 +6,7 @@
 `CATALOGUE` lists what ships: for each method what it needs, what it costs and what is exact about it.
 """
 
-from ntrk_jax.methods import mean_shift, noise_tilt, particles, pretrained, search, tree
+from ntrk_jax.methods import mean_shift, noise_tilt, particles, pretrained, search, tree, velocity
 from ntrk_jax.methods.entry import Entry
 from ntrk_jax.methods.mean_shift import *  # noqa: F403
 from ntrk_jax.methods.noise_tilt import *  # noqa: F403
@@ -14,8 +14,9 @@ from ntrk_jax.methods.particles import *  # noqa: F403
 from ntrk_jax.methods.pretrained import *  # noqa: F403
 from ntrk_jax.methods.search import *  # noqa: F403
 from ntrk_jax.methods.tree import *  # noqa: F403
+from ntrk_jax.methods.velocity import *  # noqa: F403
 
-ROOMS = (pretrained, search, noise_tilt, mean_shift, particles, tree)
+ROOMS = (pretrained, search, noise_tilt, mean_shift, velocity, particles, tree)
 CATALOGUE: dict[str, Entry] = {name: entry for room in ROOMS for name, entry in room.ENTRIES.items()}
 """Every shipped method by name; the contract tests, `ntrk list` and `ntrk sample` read it."""
 
