@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.typing import Array
+from ntrk_jax.whitening.sorting import sort_with_places
 
 __all__ = ["Bounds", "bounds", "clip_sorted", "quantile_levels", "rows_for"]
 
@@ -98,12 +99,12 @@ def _sorted(y: Array, where: Array, table: Bounds) -> tuple[Array, Array, Array,
     """Row sort, then column sort, carrying the place of each number along."""
     m, d = table.lower.shape
     grid = (y[: m * d].reshape(m, d), where[: m * d].reshape(m, d))
-    grid = jax.lax.sort(grid, dimension=1, num_keys=1, is_stable=False)
+    grid = sort_with_places(*grid, axis=1)
     if m > 1:
-        grid = jax.lax.sort(grid, dimension=0, num_keys=1, is_stable=False)
+        grid = sort_with_places(*grid, axis=0)
     rest = (y[m * d :], where[m * d :])
     if rest[0].shape[0] > 1:
-        rest = jax.lax.sort(rest, dimension=0, num_keys=1, is_stable=False)
+        rest = sort_with_places(*rest, axis=0)
     return grid[0], grid[1], rest[0], rest[1]
 
 

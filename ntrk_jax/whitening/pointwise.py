@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key
 from ntrk_jax.whitening.inputs import direction, noise_input
+from ntrk_jax.whitening.sorting import sort_with_places
 
 __all__ = ["RankGaussian", "UnitNorm"]
 
@@ -104,6 +106,6 @@ def _scores(x: Array) -> Array:
 
     quantiles = ndtri((np.arange(n) + 0.5) / n)
     quantiles *= np.sqrt(n / np.sum(quantiles**2))
-    places = jnp.argsort(x.reshape(-1))
+    _, places = sort_with_places(x.reshape(-1), jax.lax.iota(jnp.int32, n), axis=0)
     scores = jnp.zeros((n,), x.dtype).at[places].set(jnp.asarray(quantiles, x.dtype), unique_indices=True)
     return scores.reshape(x.shape)

@@ -23,6 +23,7 @@ import numpy as np
 from ntrk_jax.typing import Array
 from ntrk_jax.whitening.battery import num_frequencies, smooth
 from ntrk_jax.whitening.scores import ks_interval, peak_amplitudes
+from ntrk_jax.whitening.sorting import sort_with_places
 
 __all__ = ["clip_ranks", "polish"]
 
@@ -62,6 +63,6 @@ def clip_ranks(x: Array, limit: Array) -> Array:
         return x
     flat = x.reshape(-1)
     places = jax.lax.iota(jnp.int32, flat.shape[0])
-    values, places = jax.lax.sort((flat, places), dimension=0, num_keys=1, is_stable=False)
+    values, places = sort_with_places(flat, places, axis=0)
     lower, upper = ks_interval(limit, flat.shape[0])
     return flat.at[places].set(jnp.clip(values, lower, upper), unique_indices=True).reshape(x.shape)

@@ -17,6 +17,7 @@ import numpy as np
 from jax.scipy.special import erfc, ndtr, ndtri
 
 from ntrk_jax.typing import Array
+from ntrk_jax.whitening.sorting import sort_values
 
 __all__ = [
     "chi2_score", "fisher_score", "ks_interval", "ks_score", "largest_score", "log_two_sided", "peak_amplitudes",
@@ -96,7 +97,7 @@ def ks_score(flat: Array) -> Array:
     n = flat.shape[0]
     if n < 8:
         return jnp.zeros((), flat.dtype)
-    cdf = ndtr(jnp.sort(flat))
+    cdf = ndtr(sort_values(flat))
     i = jnp.arange(n, dtype=flat.dtype)
     distance = jnp.maximum(jnp.max((i + 1) / n - cdf), jnp.max(cdf - i / n))
     lam = distance * _stephens(n)
