@@ -1,6 +1,7 @@
 """Reward-guided diffusion and flow sampling in JAX, checked against laws known in closed form."""
 
 from ntrk_jax import (
+    batch,
     config,
     grids,
     guidance,
@@ -69,6 +70,7 @@ __all__ = [
     "Tilt",
     "Value",
     "Whitening",
+    "batch",
     "check",
     "config",
     "derived",

@@ -108,6 +108,7 @@ class Status:
     NONFINITE_SAMPLE = 4
     DEAD_WEIGHTS = 8
     TREE_FULL = 16
+    CALLBACK_FAILED = 32
 
 
 class State(NamedTuple):

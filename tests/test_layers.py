@@ -18,7 +18,7 @@ LAYERS = {
     "look": 3, "move": 3,
     "samplers": 4,
     "run": 5,
-    "methods": 6, "training": 6, "config": 6,
+    "methods": 6, "training": 6, "config": 6, "batch": 6,
     "__init__": 7,
     "cli": 8,
 }  # fmt: skip
@@ -28,7 +28,7 @@ MAY_USE = {
     "kernels": {"tweedie", "schedules"}, "values": {"schedules", "tweedie", "targets"}, "guidance": {"tweedie"},
     "metrics": {"whitening", "targets"}, "whitening": set(), "rewards": {"tweedie"},
 }  # fmt: skip
-HEAVY = {"matplotlib", "sklearn", "rich", "click", "orbax", "flax", "diffrax", "optax", "scipy.stats"}
+HEAVY = {"matplotlib", "sklearn", "rich", "click", "orbax", "flax", "diffrax", "optax", "scipy.stats", "zarr"}
 
 
 def room(path):

@@ -1,4 +1,4 @@
-"""The command line, `ntrk`: demo, sample, compare, train, list.
+"""The command line, `ntrk`: demo, sample, batch, compare, train, list.
 
 Bad input gets one line on stderr, `Error: ...`, and exit status 2; files that exist are never touched unless
 `--overwrite` is given, and then only replaced when their successors are complete.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 import ntrk_jax as nk
+from ntrk_jax.cli.batch import batch
 from ntrk_jax.cli.compare import compare
 from ntrk_jax.cli.console import OneLineErrors
 from ntrk_jax.cli.demo import demo
@@ -28,5 +29,5 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (demo, sample, compare, train, list_methods):
+for command in (demo, sample, batch, compare, train, list_methods):
     main.add_command(command)

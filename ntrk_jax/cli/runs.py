@@ -8,54 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import ntrk_jax as nk
+from ntrk_jax.batch.draw import Drawn, draw_one
 
 __all__ = ["Drawn", "draw_one", "draw_samples"]
-
-
-class Drawn(NamedTuple):
-    """Samples and what they cost; the leading axis counts samples.
-
-    x: [num, *shape]. reward, log_weights, status: [num]. evals: an `Evals` of [num].
-    """
-
-    x: Any
-    reward: Any
-    log_weights: Any
-    evals: Any
-    status: Any
-
-
-def draw_one(
-    sampler: Any,
-    key: jax.Array,
-    index: Any,
-    steps: Any,
-    shape: tuple[int, ...],
-    record: Callable[..., Any] | None = None,
-) -> tuple[Drawn, Any]:
-    """Sample number `index` of the family named by `key`: (sample, recorded trace).
-
-    Of a population one member is drawn by its weight, with its own trace (its path, where nothing was resampled).
-    """
-    key_noise, key_run, key_draw = jax.random.split(jax.random.fold_in(key, index), 3)
-    num = getattr(sampler, "num_particles", None)
-    full = shape if num is None else (num, *shape)
-    x = jnp.asarray(steps.sigma_t)[0] * jax.random.normal(key_noise, full)
-    state, trace = nk.run(sampler, key_run, x, steps, record or (lambda state, info: None))
-    if state.log_weights.ndim == 1:
-        chosen = jax.random.categorical(key_draw, state.log_weights)
-        look, trace = jax.tree.map(lambda a: a[chosen], state.look), jax.tree.map(lambda a: a[:, chosen], trace)
-        state = state._replace(look=look, log_weights=state.log_weights[chosen])
-    seen = state.look
-    reward = jnp.full((), jnp.nan, x.dtype) if seen.value is None else seen.value
-    return Drawn(seen.x, reward, state.log_weights, state.evals, state.status), trace
 
 
 def draw_samples(
