@@ -6,6 +6,10 @@ resumed. The functions below make the times; `grid` turns them into rows.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +18,7 @@ from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Scalar
 
-__all__ = ["circle", "grid", "karras", "shifted", "trailing", "uniform"]
+__all__ = ["check_schedule", "circle", "grid", "karras", "shifted", "trailing", "uniform"]
 
 _FIRST_TIME = 1e-5
 
@@ -102,3 +106,61 @@ def trailing(num_steps: int, num_train_steps: int = 1000) -> Array:
         raise ValueError(f"num_steps must be at most num_train_steps={num_train_steps}, got {num_steps}.")
     steps = np.round(np.arange(num_train_steps, 0, -num_train_steps / num_steps))[:num_steps]
     return jnp.asarray(np.append(steps / num_train_steps, 0.0), jnp.result_type(float))
+
+
+def check_schedule(part: Any, steps: Step, tolerance: float = 1e-3) -> None:
+    """Refuse a grid whose (alpha, sigma) are not those that a model, a value or a whole sampler was made for.
+
+    Every part that carries a schedule is asked for the coefficients of the grid's first, middle and last row; a
+    `models.Reschedule` answers for the model inside it. `run` calls this wherever the values can be read, that is,
+    outside `jax.jit`.
+
+    Args:
+        part: a sampler, or any part of one.
+        steps: the rows of a grid.
+        tolerance: of alpha and sigma, relative to sqrt(alpha^2 + sigma^2).
+
+    Raises:
+        ValueError: if a schedule disagrees with the grid.
+
+    Example:
+        >>> import ntrk_jax as nk
+        >>> model = nk.models.FlaxDenoiser(lambda w, x, t: w * x, "x0", 1.0, nk.schedules.VPCosine())
+        >>> check_schedule(model, nk.grid(nk.schedules.VPLinear(), nk.grids.uniform(4)))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ValueError: FlaxDenoiser was made for schedules.VPCosine(), but at t = 0.5 the grid has alpha = 0.28118, ...
+    """
+    rows = sorted({0, steps.num_steps // 2, steps.num_steps - 1})
+    if not all(is_concrete(a) for a in steps):
+        return
+    t, alpha, sigma = (np.asarray(a)[rows] for a in (steps.t, steps.alpha_t, steps.sigma_t))
+    for name, schedule in _schedules(part):
+        own = schedule(jnp.asarray(t))
+        if not all(is_concrete(a) for a in own):
+            continue
+        own_alpha, own_sigma = (np.broadcast_to(np.asarray(a), t.shape) for a in own)
+        off = np.hypot(own_alpha - alpha, own_sigma - sigma) / np.hypot(alpha, sigma)
+        worst = int(np.argmax(off))
+        if off[worst] > tolerance:
+            raise ValueError(
+                f"{name} was made for {schedule!r}, but at t = {t[worst]:g} the grid has alpha = {alpha[worst]:.5g}, "
+                f"sigma = {sigma[worst]:.5g} and not {own_alpha[worst]:.5g}, {own_sigma[worst]:.5g}; make the grid "
+                "from the same schedule, or wrap the model in nk.models.Reschedule(model, trained_on, sampled_on)."
+            )
+
+
+def _schedules(part: Any) -> Iterator[tuple[str, Any]]:
+    """The schedules that a part and the parts inside it carry, with the names of their owners."""
+    if isinstance(part, (tuple, list)):
+        for item in part:
+            yield from _schedules(item)
+    if not dataclasses.is_dataclass(part) or hasattr(part, "time_of"):
+        return
+    other_axis = hasattr(part, "sampled_on")
+    schedule = part.sampled_on if other_axis else getattr(part, "schedule", None)  # type: ignore[attr-defined]
+    if hasattr(schedule, "time_of"):
+        yield type(part).__name__, schedule
+    for field in dataclasses.fields(part):
+        if not other_axis:
+            yield from _schedules(getattr(part, field.name))

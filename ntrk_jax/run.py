@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.core import Info, Sampler, State, Status, Step, Stream
+from ntrk_jax.grids import check_schedule
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Key, PyTree
 
@@ -50,8 +51,8 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
 
     Shapes: batches by `jax.vmap(run, in_axes=(None, 0, 0, None))`: a sample depends on its own key alone.
     Cost: one look before the loop and one a row, of which the last is free of model calls: num_steps NFE.
-    Errors: TypeError or ValueError at trace time for a raw key, a wrong grid or a wrong shape. Values never
-        raise inside the loop: see `check`.
+    Errors: TypeError or ValueError at trace time for a raw key, a wrong grid or a wrong shape; ValueError outside
+        `jax.jit` for a grid of another schedule than the model's. Values never raise inside the loop: see `check`.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntrk_jax as nk
@@ -62,6 +63,7 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
         (10, (3,))
     """
     _check_inputs(key, x, steps)
+    check_schedule(sampler, steps)
     first = jax.tree.map(lambda a: a[0], steps)
     state = sampler.init(jax.random.fold_in(key, Stream.INIT), x, first)
     return resume(sampler, key, state, steps, record)

@@ -5,6 +5,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ntrk_jax.models.adapters import FluxDenoiser, InferenceDenoiser, WanDenoiser
 from ntrk_jax.models.exact import Exact
 from ntrk_jax.models.flax import FlaxDenoiser, NnxDenoiser
 from ntrk_jax.models.wrap import Cast, ClassifierFree, Counted, Counter, Reschedule
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from ntrk_jax.models import nets as nets
 
 __all__ = [
-    "Cast", "ClassifierFree", "Counted", "Counter", "Exact", "FlaxDenoiser", "NnxDenoiser", "Reschedule", "nets",
+    "Cast", "ClassifierFree", "Counted", "Counter", "Exact", "FlaxDenoiser", "FluxDenoiser",
+    "InferenceDenoiser", "NnxDenoiser", "Reschedule", "WanDenoiser", "nets",
 ]  # fmt: skip
 
 
