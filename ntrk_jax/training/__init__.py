@@ -1,10 +1,14 @@
-"""Training: denoising losses, a small trainer, and the digits model that ships with the package."""
+"""Training: losses, a small trainer, fine-tuning towards a reward, and the digits model that ships with the package."""
 
+from ntrk_jax.training.adjoint import AdjointMatching, lean_adjoint
 from ntrk_jax.training.digits import Digits, DigitsModel, load_digits_model, real_digits, train_digits
 from ntrk_jax.training.fit import FitState, fit, restore, save
 from ntrk_jax.training.losses import DenoisingLoss
+from ntrk_jax.training.policy_gradient import PolicyGradient, Trajectory, advantages, ddpo, flow_grpo, gather
+from ntrk_jax.training.reward_gradient import AlignProp, DRaFT
 
 __all__ = [
-    "DenoisingLoss", "Digits", "DigitsModel", "FitState", "fit", "load_digits_model", "real_digits", "restore", "save",
-    "train_digits",
+    "AdjointMatching", "AlignProp", "DRaFT", "DenoisingLoss", "Digits", "DigitsModel", "FitState", "PolicyGradient",
+    "Trajectory", "advantages", "ddpo", "fit", "flow_grpo", "gather", "lean_adjoint", "load_digits_model",
+    "real_digits", "restore", "save", "train_digits",
 ]  # fmt: skip
