@@ -5,6 +5,7 @@ r"""Ready-made problems after published experiments: an inverse problem, two wel
 | `cardoso` | 25 modes in d = 8, 80, 800, random weights | log-likelihood of 1, 2 or 4 numbers | closed form |
 | `double_well` | two modes in the plane, weights 0.2 and 0.8 | quartic, two wells | quadrature |
 | `ring` | N(0, I) in the plane | a ring of radius 2 | quadrature |
+| `two_modes` | two equal modes in the plane | linear | closed form |
 | `step` | the skewed mixture in the plane | a cliff of height 4 that a fifth of the law escapes | closed form |
 | `field32` | a 32 x 32 power-law Gaussian field | linear and smooth | closed form |
 
@@ -12,6 +13,8 @@ Rewards are in units of the temperature: all targets are p exp(r) / Z.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,7 +25,7 @@ from ntrk_jax.targets.low_rank import LowRankMixture
 from ntrk_jax.targets.mixture import GaussianMixture
 from ntrk_jax.targets.tiltable import Tiltable
 
-__all__ = ["cardoso", "double_well", "field32", "ring", "step"]
+__all__ = ["cardoso", "double_well", "field32", "ring", "step", "two_modes"]
 
 
 def cardoso(dim: int = 8, observed: int = 1, instance: int = 0) -> Problem:
@@ -81,6 +84,35 @@ def double_well() -> Problem:
     """
     means, covs = np.array([[-2.5, 0.0], [2.5, 0.0]]), np.tile(0.5 * np.eye(2), (2, 1, 1))
     return Problem(Tiltable(GaussianMixture(np.array([0.2, 0.8]), means, covs)), DoubleWell(3.0))
+
+
+def two_modes(b: Sequence[float] = (0.0, 4.0)) -> Problem:
+    """Two equal modes at (-2, 0) and (2, 0) with covariance I / 2, and the linear reward b.x.
+
+    The tilt at temperature 1 moves both modes by b / 2 and makes their odds exp(4 b_1). With the published b = (0, 4)
+    the reward is independent of the mode axis, so that weights, and every covariance of the tilt with x_0, are
+    constant; b = (0.5, 4), with weights 0.119 and 0.881, is the harder question.
+
+    Args:
+        b: two finite numbers.
+
+    Raises:
+        ValueError: if b is anything else.
+
+    References:
+        Pachebat, Conforti, Durmus, Janati, "Iterative Tilting for Diffusion Fine-Tuning", 2025, arXiv:2512.03234.
+
+    Example:
+        >>> from ntrk_jax import targets
+        >>> tilted = targets.tilt(*targets.two_modes((0.5, 4.0))).mixture
+        >>> [round(float(w), 3) for w in tilted.weights], tilted.means.tolist()
+        ([0.119, 0.881], [[-1.75, 2.0], [2.25, 2.0]])
+    """
+    slope = np.asarray(b, np.float64)
+    if slope.shape != (2,) or not np.all(np.isfinite(slope)):
+        raise ValueError(f"b must be two finite numbers, got {b}.")
+    means, covs = np.array([[-2.0, 0.0], [2.0, 0.0]]), np.tile(0.5 * np.eye(2), (2, 1, 1))
+    return Problem(GaussianMixture(np.array([0.5, 0.5]), means, covs), Linear(slope))
 
 
 def ring() -> Problem:
