@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ntrk_jax.models.adapters import FluxDenoiser, InferenceDenoiser, WanDenoiser
 from ntrk_jax.models.exact import Exact
 from ntrk_jax.models.flax import FlaxDenoiser, NnxDenoiser
+from ntrk_jax.models.mmdit import MMDiT
 from ntrk_jax.models.wrap import Cast, ClassifierFree, Counted, Counter, Reschedule
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cast", "ClassifierFree", "Counted", "Counter", "Exact", "FlaxDenoiser", "FluxDenoiser",
-    "InferenceDenoiser", "NnxDenoiser", "Reschedule", "WanDenoiser", "nets",
+    "InferenceDenoiser", "MMDiT", "NnxDenoiser", "Reschedule", "WanDenoiser", "nets",
 ]  # fmt: skip
 
 
