@@ -9,14 +9,15 @@ from ntrk_jax.models.adapters import FluxDenoiser, InferenceDenoiser, WanDenoise
 from ntrk_jax.models.exact import Exact
 from ntrk_jax.models.flax import FlaxDenoiser, NnxDenoiser
 from ntrk_jax.models.mmdit import MMDiT
+from ntrk_jax.models.precondition import MomentDenoiser, moment_network
 from ntrk_jax.models.wrap import Cast, ClassifierFree, Counted, Counter, Reschedule
 
 if TYPE_CHECKING:
     from ntrk_jax.models import nets as nets
 
 __all__ = [
-    "Cast", "ClassifierFree", "Counted", "Counter", "Exact", "FlaxDenoiser", "FluxDenoiser",
-    "InferenceDenoiser", "MMDiT", "NnxDenoiser", "Reschedule", "WanDenoiser", "nets",
+    "Cast", "ClassifierFree", "Counted", "Counter", "Exact", "FlaxDenoiser", "FluxDenoiser", "InferenceDenoiser",
+    "MMDiT", "MomentDenoiser", "NnxDenoiser", "Reschedule", "WanDenoiser", "moment_network", "nets",
 ]  # fmt: skip
 
 

@@ -1,0 +1,248 @@
+r"""Iterative tilting: from a model of p to a model of p exp(r / temperature) / Z, by rounds of draw, weigh and regress.
+
+The path is p_a = p exp(a r / temperature) / Z_a, a from 0 to 1. A round at a draws samples with the current model, asks
+the reward once a sample, chooses a step h, freezes the model as anchor and trains its student on the targets of
+`training.tilting` with l = h r / temperature, centred. The reward is never differentiated and may live on the host.
+
+- Steps are chosen by the effective sample size: the largest h for which exp(l) keeps the share `ess` of it, the rest of
+  the path then cut evenly. So colder temperatures get more rounds, and a fixed number of rounds is the same thing with
+  h = 1 / num_rounds.
+- Starts are even (`training.draws`), so that the shares of modes do not walk from round to round.
+- A model with moments (`models.MomentDenoiser`) is given those of the tilted samples before its student is trained.
+- The sets of the last `keep` rounds are used together: those of a_j are samples of p_a after weighing by
+  exp((a - a_j) r / temperature), and count as much as their effective size. That is right if the models of those
+  rounds were.
+- A refresh is plain denoising of fresh samples of the current model, which brings a student that drifted from being a
+  conditional mean back to one; it cannot bring back a law that drifted.
+
+Every round compiles to the same program: the step enters through the data.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntrk_jax.training.draws import draw
+from ntrk_jax.training.fit import FitState, _chunk, _recovered, restore, save
+from ntrk_jax.training.tilt_weights import centred, ess_step, pooled_weights, systematic
+from ntrk_jax.training.tilting import METHODS, TiltLoss
+from ntrk_jax.tree import pytree, replace, static
+from ntrk_jax.typing import Array, Key, PyTree, Scalar
+
+__all__ = ["TiltPlan", "TiltState", "denoise", "tilt"]
+
+MAX_ROUNDS = 256
+_ESS = {"explicit": 0.8, "implicit": 0.6, "weighted": 0.6, "nft": 0.8}
+
+
+@pytree
+class TiltPlan:
+    """How `tilt` spends its effort; every field has a usable default.
+
+    Attributes:
+        method: "explicit", "implicit" or "weighted". kind: as in `TiltLoss`.
+        num_rounds: None to choose steps by `ess`. ess: the share of the effective sample size that a step keeps; None
+            is 0.8 for "explicit", whose error grows with the step, and 0.6 for the others.
+        num_samples: a round (best a power of two). keep: rounds whose samples are used together.
+        num_steps: of training, a round; batch_size, rate, decay: of each step; the rate falls to a twentieth.
+        num_refresh: training steps of the refresh at the end, 0 for none.
+        num_draw_steps: model calls a drawn sample. draw_batch: samples drawn at a time.
+
+    Raises:
+        ValueError: for an unknown method, or a number that means nothing.
+    """
+
+    method: str = static(default="explicit")
+    kind: str = static(default="auto")
+    num_rounds: int | None = static(default=None)
+    ess: float | None = static(default=None)
+    num_samples: int = static(default=8192)
+    keep: int = static(default=1)
+    num_steps: int = static(default=600)
+    batch_size: int = static(default=512)
+    rate: float = static(default=1e-3)
+    decay: float = static(default=0.99)
+    num_refresh: int = static(default=0)
+    num_draw_steps: int = static(default=48)
+    draw_batch: int = static(default=8192)
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if self.method not in METHODS[:3]:
+            raise ValueError(f"method must be one of {', '.join(METHODS[:3])}, got {self.method!r}.")
+        if self.ess is not None and not 0.0 < self.ess < 1.0:
+            raise ValueError(f"ess must lie between 0 and 1, got {self.ess}.")
+        if self.num_rounds is not None and not 1 <= self.num_rounds <= MAX_ROUNDS:
+            raise ValueError(f"num_rounds must be in 1 ... {MAX_ROUNDS}, got {self.num_rounds}.")
+        for name in ("num_samples", "keep", "num_steps", "batch_size", "num_draw_steps", "draw_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+
+class TiltState(NamedTuple):
+    """A run of `tilt` after some rounds; what its checkpoint holds.
+
+    model: the current denoiser. reached: a, [] float. round: [] int32.
+    samples, rewards: of the last rounds, [keep, num_samples, *shape] and [keep, num_samples] in units of the
+        temperature; at: the a they were drawn at, [keep], NaN where there are none yet.
+    history: [256, 5], one row a round: a before, a after, share of effective samples, mean reward, last loss.
+    """
+
+    model: Any
+    reached: Array
+    round: Array
+    samples: Array
+    rewards: Array
+    at: Array
+    history: Array
+
+
+def tilt(
+    key: Key, model: Any, reward: Any, shape: tuple[int, ...], *, temperature: Scalar = 1.0,
+    plan: TiltPlan | None = None, checkpoint: str | os.PathLike | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> TiltState:  # fmt: skip
+    """Tilt a model by a reward: afterwards `state.model` stands for p exp(r / temperature) / Z.
+
+    Args:
+        key: names the whole run; round i uses fold_in(key, i).
+        model: a denoiser with `variables` and `schedule`: `models.MomentDenoiser` or `models.FlaxDenoiser`, trained.
+        reward: [*shape] -> [], of any kind, `rewards.External` included. shape: of one sample.
+        temperature: [], positive. plan: what to spend.
+        checkpoint: a folder, rewritten after every round; if it exists the run goes on from there.
+        progress: called with one line after every round.
+
+    Cost: num_samples reward calls and num_samples num_draw_steps model calls a round, and num_steps batch_size values
+        and gradients of the loss; three programs are compiled, whatever the number of rounds.
+    Optimum: the exact tilt, up to the regression's error and, for "explicit", O(1 / rounds).
+
+    Raises:
+        ValueError: if the temperature is not positive, a reward is not finite, the path needs more than 256 rounds, or
+            the checkpoint is of another run.
+
+    References: Pachebat et al. 2025, arXiv:2512.03234, Algorithm 1; Potaptchik et al. 2025, arXiv:2512.21829.
+    """
+    plan = TiltPlan() if plan is None else plan
+    if not float(temperature) > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+    sets, num = (plan.keep, plan.num_samples), plan.num_samples
+    state = TiltState(
+        model, jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((*sets, *shape)), jnp.zeros(sets),
+        jnp.full((plan.keep,), jnp.nan), jnp.full((MAX_ROUNDS, 5), jnp.nan),
+    )  # fmt: skip
+    if checkpoint is not None and _recovered(checkpoint).exists():
+        state = restore(checkpoint, state)
+    optimizer = _optimizer(plan.rate, plan.num_steps)
+    while float(state.reached) < 1.0:
+        if int(state.round) >= MAX_ROUNDS:
+            raise ValueError(f"the path needs more than {MAX_ROUNDS} rounds; raise the temperature or lower ess.")
+        began, run_key = time.perf_counter(), jax.random.fold_in(key, int(state.round))
+        state = _round(run_key, state, reward, float(temperature), plan, optimizer)
+        if checkpoint is not None:
+            save(checkpoint, state)
+        if progress is not None:
+            row = np.asarray(state.history[int(state.round) - 1])
+            seconds = time.perf_counter() - began
+            progress(
+                f"round {int(state.round)}: {row[0]:.3f} -> {row[1]:.3f} of the tilt, {row[2]:.0%} effective samples, "
+                f"mean reward {row[3]:.4g}, loss {row[4]:.4g}, {seconds:.1f} s"
+            )
+    if plan.num_refresh:
+        draw_key, fit_key = jax.random.split(jax.random.fold_in(key, MAX_ROUNDS))
+        x = draw(draw_key, state.model, num, shape, plan.num_draw_steps, plan.draw_batch)
+        state = state._replace(model=denoise(fit_key, state.model, x, plan.num_refresh, plan.batch_size, plan.rate))
+    return state
+
+
+def _round(key: Key, state: TiltState, reward: Any, temperature: float, plan: TiltPlan, optimizer: Any) -> TiltState:
+    draw_key, pick_key, fit_key = jax.random.split(key, 3)
+    a, slot, shape = float(state.reached), int(state.round) % plan.keep, state.samples.shape[2:]
+    x = draw(draw_key, state.model, plan.num_samples, shape, plan.num_draw_steps, plan.draw_batch)
+    r = _rewards(reward, x, plan.draw_batch) / temperature
+    if not bool(jnp.all(jnp.isfinite(r)) & jnp.all(jnp.isfinite(x))):
+        raise ValueError("samples and rewards must be finite; lower the rate or clip the reward (rewards.Clipped).")
+    state = state._replace(
+        samples=state.samples.at[slot].set(x), rewards=state.rewards.at[slot].set(r), at=state.at.at[slot].set(a)
+    )
+    weights = pooled_weights(np.asarray(state.rewards, np.float64), np.asarray(state.at, np.float64), a)
+    rows = systematic(pick_key, weights.ravel(), weights.size)
+    x_all, r_all = state.samples.reshape(-1, *shape)[rows], np.asarray(state.rewards, np.float64).ravel()[rows]
+    h = _step(r_all, 1.0 - a, plan)
+    data = (x_all, jnp.asarray(centred(h * r_all, plan.method), jnp.float32))
+    tilted = np.exp(h * r_all - np.max(h * r_all))
+    model, loss = _train(fit_key, state.model, data, jnp.asarray(tilted / tilted.sum(), jnp.float32), plan, optimizer)
+    reached = 1.0 if a + h > 1.0 - 1e-6 else a + h
+    share = tilted.sum() ** 2 / (tilted**2).sum() / tilted.size
+    row = jnp.asarray([a, reached, share, float(jnp.mean(r)) * temperature, float(loss)], jnp.float32)
+    return state._replace(
+        model=model, reached=jnp.asarray(reached, jnp.float32), round=state.round + 1,
+        history=state.history.at[int(state.round)].set(row),
+    )  # fmt: skip
+
+
+def _step(rewards: np.ndarray, left: float, plan: TiltPlan) -> float:
+    """The step h of this round."""
+    if plan.num_rounds is not None:
+        return min(left, 1.0 / plan.num_rounds)
+    share = _ESS[plan.method] if plan.ess is None else plan.ess
+    longest = ess_step(rewards, share, left)
+    return left / math.ceil(left / longest - 1e-9)
+
+
+def _rewards(reward: Any, x: Array, batch: int) -> Array:
+    """The reward of every sample, once, [num] float32."""
+    ask = jax.jit(jax.vmap(lambda one: jnp.asarray(reward(one), jnp.float32)))
+    size = min(batch, x.shape[0])
+    padded = jnp.concatenate([x, x[: -x.shape[0] % size]]).reshape(-1, size, *x.shape[1:])
+    return jnp.concatenate([ask(part) for part in padded])[: x.shape[0]]
+
+
+def _optimizer(rate: float, num_steps: int) -> Any:
+    import optax
+
+    schedule = optax.warmup_cosine_decay_schedule(0.05 * rate, rate, min(50, num_steps // 10), num_steps, 0.05 * rate)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+
+def denoise(
+    key: Key, model: Any, x: Array, num_steps: int, batch_size: int = 512, rate: float = 2e-3, decay: float = 0.995
+) -> Any:
+    """The model after plain denoising on samples x [num, *shape]: how a base is trained, and a refresh.
+
+    Args:
+        model: `models.MomentDenoiser` or `models.FlaxDenoiser`. num_steps, batch_size, rate, decay: of the training.
+    """
+    plan = TiltPlan(method="weighted", num_steps=num_steps, batch_size=batch_size, rate=rate, decay=decay)
+    even = jnp.full((x.shape[0],), 1.0 / x.shape[0])
+    return _train(key, model, (x, jnp.zeros(x.shape[0])), even, plan, _optimizer(rate, num_steps))[0]
+
+
+def _train(key: Key, model: Any, data: PyTree, weights: Array, plan: TiltPlan, optimizer: Any) -> tuple[Any, Array]:
+    """A student of the model, with the moments of the weighted samples if it has moments; and its last loss."""
+    fitted = jax.jit(lambda m, x, w: m.fitted(x, w))(model, data[0], weights) if hasattr(model, "fitted") else model
+    spread = jnp.sqrt(jnp.mean(jnp.var(data[0], axis=0)))
+    anchor = None if plan.method == "weighted" else model
+    loss = TiltLoss(fitted, anchor, scale=spread, method=plan.method, kind=plan.kind)
+    state = FitState(
+        jnp.zeros((), jnp.int32), model.variables, model.variables, jax.jit(optimizer.init)(model.variables),
+        jnp.zeros(()),
+    )  # fmt: skip
+    state = _steps(key, loss, data, plan.decay, state, optimizer, plan.batch_size, plan.num_steps)
+    return replace(fitted, variables=state.average), state.loss
+
+
+@partial(jax.jit, static_argnums=(5, 6, 7))
+def _steps(
+    key: Key, loss: TiltLoss, data: PyTree, decay: Any, state: FitState, optimizer: Any, batch_size: int, length: int
+) -> FitState:
+    """The steps of a round, with the loss as an argument: other moments, anchors and steps compile nothing new."""
+    return _chunk(loss, optimizer, batch_size)(key, data, decay, state, length)

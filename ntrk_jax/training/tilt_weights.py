@@ -1,0 +1,67 @@
+r"""Weights of samples along a tilt p_a = p exp(a r) / Z_a, on the host in float64: all that they need is the rewards.
+
+With weights w = exp(h r), samples of p_a are samples of p_(a + h), of which the share (sum w)^2 / (num sum w^2) is
+effective.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from ntrk_jax.typing import Key
+
+__all__ = ["centred", "ess_step", "pooled_weights", "systematic"]
+
+
+def ess_step(rewards: np.ndarray, share: float, longest: float = 1.0) -> float:
+    """The largest h up to `longest` for which weights exp(h r) keep the share of the effective sample size.
+
+    Args:
+        rewards: [num], on the host. share: between 0 and 1.
+
+    Example:
+        >>> import numpy as np
+        >>> r = np.random.default_rng(0).normal(size=20_000)  # of a normal r the share is exp(-h^2)
+        >>> round(ess_step(r, np.exp(-0.25)), 1)
+        0.5
+    """
+
+    def effective(h: float) -> float:
+        w = np.exp(h * (rewards - rewards.max()))
+        return w.sum() ** 2 / (w**2).sum() / w.size
+
+    if effective(longest) >= share:
+        return longest
+    low, high = 0.0, longest
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if effective(middle) >= share else (low, middle)
+    return max(low, 1e-6 * longest)
+
+
+def centred(log_weights: np.ndarray, method: str) -> np.ndarray:
+    """Log-weights l [num] less the constant that the method wants: their mean, or log mean exp(l)."""
+    if method == "explicit":
+        return log_weights - log_weights.mean()
+    top = log_weights.max()
+    return log_weights - top - np.log(np.mean(np.exp(log_weights - top)))
+
+
+def pooled_weights(rewards: np.ndarray, at: np.ndarray, a: float) -> np.ndarray:
+    """Weights [keep, num], summing to one, that make the sets of earlier rounds samples of p_a.
+
+    A set drawn at a_j is weighed by exp((a - a_j) r) to a total in proportion to its effective size; NaN marks no set.
+    """
+    out = np.zeros_like(rewards)
+    for j in np.flatnonzero(np.isfinite(at)):
+        w = np.exp((a - at[j]) * (rewards[j] - rewards[j].max()))
+        out[j] = w / w.sum() * (w.sum() ** 2 / (w**2).sum())
+    return out / out.sum()
+
+
+def systematic(key: Key, weights: np.ndarray, num: int) -> np.ndarray:
+    """Rows [num] drawn in proportion to weights, evenly: each as often as num times its weight, up to one."""
+    start = float(jax.random.uniform(key))
+    edges = np.cumsum(weights) / weights.sum()
+    return np.minimum(np.searchsorted(edges, (np.arange(num) + start) / num), len(weights) - 1)
