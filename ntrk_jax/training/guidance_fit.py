@@ -32,6 +32,7 @@ from ntrk_jax.methods import tds
 from ntrk_jax.models.value_nets import ValueMLP
 from ntrk_jax.run import run
 from ntrk_jax.schedules import Schedule
+from ntrk_jax.training.experts import Experts
 from ntrk_jax.training.fit import fit, restore, save
 from ntrk_jax.training.guidance_net import Group, ValueLoss, balanced, grouped, resampled
 from ntrk_jax.tree import pytree, static
@@ -88,7 +89,8 @@ def fit_value(
 
     Args:
         key: names the order of the draws, the initial weights and every step.
-        network: has `init(key) -> params` and is called as (params, x, t) -> u [], such as `models.ValueMLP`.
+        network: has `init(key) -> params` and is called as (params, x, t) -> u [], such as `models.ValueMLP`; of
+            `Experts` all are trained at once.
         schedule: t -> (alpha, sigma).
         draws, rewards: [num, *shape], [num], of the base law, for instance of the model itself.
         temperature: beta, [].
@@ -113,6 +115,7 @@ def fit_value(
     pairs = zip((draws, rewards, base_weight), (*tilted, tilted_weight), strict=True)
     data = grouped(order_key, Group(*(jnp.concatenate(pair) for pair in pairs)), group)
     loss = ValueLoss(network, schedule, temperature, level, kind, consistency, model)
+    loss = network.spread(loss) if isinstance(network, Experts) else loss
     start = network.init(init_key) if params is None else params
     state = fit(
         run_key, loss, start, data, optimizer or _optimizer(num_steps), num_steps, batch_size=1, decay=0.995,
@@ -160,13 +163,13 @@ def smc_draws(
 
 
 def save_value(folder: str | os.PathLike, value: Learned) -> None:
-    """Write a learned value of a `models.ValueMLP` into a folder: its weights (orbax), and its network as text.
+    """Write a learned value of a `models.ValueMLP`, or of `Experts` of it, into a folder: weights and network as text.
 
     Raises:
         ValueError: if the value is none that `learned` made of such a network.
     """
     network = getattr(value.apply, "apply", None)
-    if not isinstance(network, ValueMLP):
+    if not _known(network):
         raise ValueError(f"save_value writes values of a models.ValueMLP, got {type(network or value).__name__}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,10 +188,14 @@ def load_value(folder: str | os.PathLike) -> Learned:
     folder = folder / "value" if (folder / "value").is_dir() else folder
     try:
         record = json.loads((folder / "network.json").read_text(encoding="utf-8"))
-        network = config.loads(record["network"]) if record["format"] == _FORMAT else None
+        network: Any = config.loads(record["network"]) if record["format"] == _FORMAT else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} holds no value written by save_value ({type(error).__name__}: {error}).") from None
-    if not isinstance(network, ValueMLP):
+    if not _known(network):
         raise ValueError(f"{folder} holds a value of another format, not of {_FORMAT!r}.")
     like = learned(network, network.init(jax.random.key(0)), 0.0, 1.0)
     return Learned(like.apply, restore(folder / "weights", like.params))
+
+
+def _known(network: Any) -> bool:
+    return isinstance(network.apply if isinstance(network, Experts) else network, ValueMLP)
