@@ -8,6 +8,7 @@ import click
 
 from ntrk_jax.cli.console import Progress, print_table, table
 from ntrk_jax.cli.outputs import refuse_existing, staged
+from ntrk_jax.cli.train_guidance import train_guidance
 
 __all__ = ["train"]
 
@@ -51,3 +52,6 @@ def train_digits(out: Path, seed: int, steps: int, classifier_steps: int, overwr
         shown.add_row(key.replace("_", " "), f"{value:g}")
     print_table(shown)
     click.echo(f"wrote {folder / name}")
+
+
+train.add_command(train_guidance)
