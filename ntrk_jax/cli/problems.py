@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,10 @@ from ntrk_jax.cli.console import BadInput, user_input
 
 __all__ = ["NAMED", "TARGETS", "Named", "is_number", "parse", "problem"]
 
-NAMED = "das9, das8, skewD (D dimensions, e.g. skew2), cardosoD (D even), double_well, ring, step, field32, digits"
+NAMED = (
+    "das9, das8, skewD (D dimensions, e.g. skew2), cardosoD (D even), double_well, ring, step, two_modes, field32, "
+    "digits"
+)
 TARGETS = f"{NAMED}, or mixture (given by [mixture] in --config)"
 
 _MAX_DIM = 4096
@@ -46,20 +50,27 @@ class Named(NamedTuple):
 def problem(
     name: str, *, schedule: str | None = None, digit: int | None = None, checkpoint: Path | None = None,
     tables: dict[str, Any] | None = None, observed: int | None = None, instance: int | None = None,
+    b: Sequence[float] | None = None,
 ) -> Named:  # fmt: skip
     """The problem called `name`; options that it does not read are refused.
 
-    observed, instance: of `targets.cardoso`, 1 and 0 unless given.
+    observed, instance: of `targets.cardoso`, 1 and 0 unless given. b: of `targets.two_modes`, (0, 4) unless given.
     """
     if (observed, instance) != (None, None) and not name.startswith("cardoso"):
         raise BadInput(f"--observed and --instance belong to --target cardosoD, got --target {name}.")
+    if b is not None and name != "two_modes":
+        raise BadInput(f"--b belongs to --target two_modes, got --target {name}.")
     if name == "digits":
         if schedule is not None:
             raise BadInput("--schedule is fixed for digits: the network was trained on its own.")
         return _digits(0 if digit is None else digit, checkpoint)
     if digit is not None or checkpoint is not None:
         raise BadInput(f"--digit and --checkpoint belong to --target digits, got --target {name}.")
-    law, reward = _closed_form(name, tables or {}, 1 if observed is None else observed, instance or 0)
+    if name == "two_modes":
+        with user_input("--b"):
+            law, reward = nk.targets.two_modes((0.0, 4.0) if b is None else b)
+    else:
+        law, reward = _closed_form(name, tables or {}, 1 if observed is None else observed, instance or 0)
     with user_input("--schedule"):
         axis = parse(schedule or _usual_schedule(name, law.dim), "schedules")
     return Named(name, nk.models.Exact(law, axis), axis, reward, getattr(law, "shape", (law.dim,)), law)

@@ -68,7 +68,11 @@ def _as_text(value: Any) -> Any:
 @click.option("--value", type=click.Choice(["plug-in", "exact"]), default="plug-in", help="What stands for the value.")
 @click.option("--set", "extra", multiple=True, metavar="NAME=VALUE", help="Another option of the method, repeatable.")
 @click.option("--batch", type=click.IntRange(1, 1_000_000), default=256, show_default=True, help="Samples at a time.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="A digits model made by `ntrk train digits`.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="A model made by `ntrk train`: a digits file, or a folder of `ntrk train tilt`.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="A folder, or FILE.npz; nothing is written without it.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def sample(**options: Any) -> None:
@@ -77,7 +81,6 @@ def sample(**options: Any) -> None:
     Sample number i depends on the seed and on i alone, not on --num, --start or --batch.
     """
     from ntrk_jax.cli.build import Choices, build
-    from ntrk_jax.cli.problems import problem
     from ntrk_jax.cli.runs import draw_samples
 
     out, names = _destination(options["out"])
@@ -86,10 +89,7 @@ def sample(**options: Any) -> None:
     for name in ("strength", "temperature"):
         if options[name] is not None and not math.isfinite(options[name]):
             raise BadInput(f"--{name} must be a finite number, got {options[name]}.")
-    task = problem(
-        options["target"], schedule=options["schedule"], digit=options["digit"], checkpoint=options["checkpoint"],
-        tables=click.get_current_context().meta.get("tables"),
-    )  # fmt: skip
+    task = _task(options)
     sampler = build(options["method"], task, Choices(*(options[k] for k in Choices._fields)))
     steps = nk.grid(task.schedule, nk.grids.uniform(options["steps"]))
     chunks = math.ceil(options["num"] / options["batch"])
@@ -105,6 +105,26 @@ def sample(**options: Any) -> None:
     if out is not None:
         _write(out, names, options, task, drawn, record)
         click.echo(f"wrote {', '.join(str(out / name) for name in names)}")
+
+
+def _task(options: dict[str, Any]) -> Any:
+    """The problem: that of a tuned model's folder, unless a target says otherwise, or the named one."""
+    from ntrk_jax.cli.checkpoints import is_folder, tuned_problem
+    from ntrk_jax.cli.problems import problem
+
+    context = click.get_current_context()
+    typed = context.get_parameter_source("target") is not click.core.ParameterSource.DEFAULT
+    folder = options["checkpoint"]
+    if is_folder(folder):
+        if options["schedule"] is not None:
+            raise BadInput("--schedule is fixed by --checkpoint: the network was trained on its own.")
+        task = tuned_problem(folder, options["target"] if typed else None, options["digit"])
+        options["target"] = task.name
+        return task
+    return problem(
+        options["target"], schedule=options["schedule"], digit=options["digit"], checkpoint=folder,
+        tables=context.meta.get("tables"),
+    )  # fmt: skip
 
 
 def _destination(path: Path | None) -> tuple[Path | None, list[str]]:

@@ -9,6 +9,7 @@ import click
 from ntrk_jax.cli.console import Progress, print_table, table
 from ntrk_jax.cli.outputs import refuse_existing, staged
 from ntrk_jax.cli.train_guidance import train_guidance
+from ntrk_jax.cli.train_tilt import train_tilt
 
 __all__ = ["train"]
 
@@ -55,3 +56,4 @@ def train_digits(out: Path, seed: int, steps: int, classifier_steps: int, overwr
 
 
 train.add_command(train_guidance)
+train.add_command(train_tilt)

@@ -17,6 +17,7 @@ are moved by an affine map that commutes with Q, the same F serves with the new 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import pytree, replace, static
 from ntrk_jax.typing import Array, Key, PyTree, Sample, Scalar
 
-__all__ = ["MomentDenoiser", "moment_network"]
+__all__ = ["MomentDenoiser", "blank_network", "moment_network"]
 
 MOMENTS = ("full", "diagonal", "scalar")
 
@@ -120,6 +121,39 @@ def _moments(flat: Array, weights: Array, full: bool) -> tuple[Array, Array, Any
     return mean, jnp.maximum(values, 1e-4 * jnp.mean(values)), vectors
 
 
+def blank_network(
+    shape: tuple[int, ...],
+    schedule: Schedule,
+    moments: str = "full",
+    width: int = 64,
+    hidden: int = 128,
+    depth: int = 3,
+) -> MomentDenoiser:
+    """A `moment_network` whose weights are shapes and whose moments are those of N(0, I): what a checkpoint fills in.
+
+    Raises:
+        ValueError: if moments is not "full", "diagonal" or "scalar".
+    """
+    if moments not in MOMENTS:
+        raise ValueError(f"moments must be one of {', '.join(MOMENTS)}, got {moments!r}.")
+    from flax import nnx
+
+    from ntrk_jax.models.flax import NnxDenoiser
+
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: _network(shape, width, hidden, depth, nnx.Rngs(0))))
+    halves = NnxDenoiser((graphdef, state), "x0", schedule)
+    size = math.prod(shape)
+    values = jnp.ones(()) if moments == "scalar" else jnp.ones((size,))
+    vectors = jnp.eye(size) if moments == "full" else None
+    return MomentDenoiser(halves.apply, halves.variables, schedule, jnp.zeros(shape), values, vectors)
+
+
+def _network(shape: tuple[int, ...], width: int, hidden: int, depth: int, rngs: Any) -> Any:
+    from ntrk_jax.models.nets import MLP
+
+    return MLP(shape, width=width, hidden=hidden, depth=depth, rngs=rngs)
+
+
 def moment_network(
     key: Key, x: Array, schedule: Schedule, *, moments: str = "full", width: int = 64, hidden: int = 128, depth: int = 3
 ) -> MomentDenoiser:
@@ -139,23 +173,10 @@ def moment_network(
         >>> moment_network(jax.random.key(1), x, nk.schedules.VPCosine(), moments="scalar")(x[0], 0.5).shape
         (8, 8, 1)
     """
-    if moments not in MOMENTS:
-        raise ValueError(f"moments must be one of {', '.join(MOMENTS)}, got {moments!r}.")
     from flax import nnx
 
-    from ntrk_jax.models.flax import NnxDenoiser
-    from ntrk_jax.models.nets import MLP
-
     shape = x.shape[1:]
-
-    def network(rngs: Any) -> Any:
-        return MLP(shape, width=width, hidden=hidden, depth=depth, rngs=rngs)
-
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: network(nnx.Rngs(0))))
-    variables = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(network(nnx.Rngs(key)))))(key)
-    apply = NnxDenoiser((graphdef, variables), "x0", schedule).apply
-    size = x[0].size
-    values = jnp.ones(()) if moments == "scalar" else jnp.ones((size,))
-    vectors = jnp.eye(size) if moments == "full" else None
-    blank = MomentDenoiser(apply, variables, schedule, jnp.zeros(shape), values, vectors)
-    return blank.fitted(x, jnp.full((x.shape[0],), 1.0 / x.shape[0], algebra_dtype(x)))
+    blank = blank_network(shape, schedule, moments, width, hidden, depth)
+    init = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(_network(shape, width, hidden, depth, nnx.Rngs(key)))))
+    even = jnp.full((x.shape[0],), 1.0 / x.shape[0], algebra_dtype(x))
+    return replace(blank.fitted(x, even), variables=init(key))

@@ -89,13 +89,16 @@ def flow(model: Denoiser, x: Sample, steps: Step) -> Sample:
     return jax.lax.scan(row, init, (steps, lead))[0][0]
 
 
-def draw(key: Key, model: Any, num: int, shape: tuple[int, ...], num_steps: int = 48, batch: int = 8192) -> Array:
-    """Samples of a model by its probability flow from even starts, [num, *shape].
+def draw(
+    key: Key, model: Any, num: int, shape: tuple[int, ...], num_steps: int = 48, batch: int = 8192, even: bool = True
+) -> Array:
+    """Samples of a model by its probability flow, [num, *shape].
 
     Args:
         model: a denoiser with `schedule`. num_steps: model calls a sample, at even angles arctan(sigma / alpha).
+        batch: samples at a time. even: whether the starts are even, or independent.
     """
-    z = even_normal(key, num, shape)
+    z = even_normal(key, num, shape) if even else jax.random.normal(key, (num, *shape))
     size = min(batch, num)
     padded = jnp.concatenate([z, z[: -num % size]]).reshape(-1, size, *shape)
     return jnp.concatenate([_flows(model, part, num_steps) for part in padded])[:num]
