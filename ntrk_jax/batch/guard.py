@@ -51,11 +51,11 @@ class Guard:
 
         return jax.tree.map(guarded, sampler, is_leaf=is_external)
 
-    def judge(self, x: np.ndarray, status: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    def judge(self, x: np.ndarray, reward: np.ndarray, status: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
         """The flags of a chunk's samples, and what was said by the calls that failed, by row.
 
-        A sample whose own reward is missing gets CALLBACK_FAILED; one that lost a reward on its way has
-        NONFINITE_REWARD as it is.
+        CALLBACK_FAILED goes to a sample whose own reward is missing, and to one that has a reward and lost one on its
+        way; a function that returns NaN by itself is no failure.
         """
         said: dict[int, str] = {}
         if not self.failures:
@@ -63,8 +63,9 @@ class Guard:
         status = status.copy()
         for row in np.flatnonzero(status & Status.NONFINITE_REWARD):
             own = self.failures.get(_digest(np.asarray(x[row], np.promote_types(x.dtype, np.float32))))
-            said[int(row)] = own or next(iter(self.failures.values()))
-            status[row] |= Status.CALLBACK_FAILED if own else 0
+            if own or np.isfinite(reward[row]):
+                said[int(row)] = own or f"on its way: {next(reversed(self.failures.values()))}"
+                status[row] |= Status.CALLBACK_FAILED
         return status, said
 
     def _wrapped(self, function: Callable, batched: bool) -> Callable:

@@ -110,7 +110,7 @@ class Writer:
 
     def _judged(self, chunk: int, drawn: Drawn) -> Drawn:
         """The chunk with the flags of its failed callbacks, if the run goes on after them."""
-        status, said = self.guard.judge(drawn.x, drawn.status)
+        status, said = self.guard.judge(drawn.x, drawn.reward, drawn.status)
         said = {row: text for row, text in said.items() if row < self.plan.size(chunk)}
         lines = [f"{self.plan.name(chunk * self.plan.chunk + row)}: {text}" for row, text in said.items()]
         if lines and self.on_error == "stop":

@@ -82,7 +82,7 @@ def preview(plan: Plan, *, devices: Any = None, mesh: Mesh | None = None, axes: 
 def run(
     plan: Plan, store: str | os.PathLike, *, devices: Any = None, mesh: Mesh | None = None, axes: str = "auto",
     rules: Rules | None = None, on_error: str = "stop", retries: int = 0, time_limit: float | None = None,
-    verify: bool = True, progress: Callable[[int, int], None] | None = None,
+    verify: bool = True, redraw: bool = False, progress: Callable[[int, int], None] | None = None,
 ) -> Report:  # fmt: skip
     """Draw the samples of a plan that a store does not hold yet, and add them to it.
 
@@ -94,6 +94,7 @@ def run(
         on_error: what to do when a host callback (`rewards.External`) raises or takes more than `time_limit` seconds,
             `retries` times again: "stop", or "skip", which keeps the sample with NaN as its reward and CALLBACK_FAILED.
         verify: whether to read what is there and compare it with its checksums.
+        redraw: whether to draw the chunks again in which a sample has CALLBACK_FAILED.
         progress: called as progress(rows done, rows in all) by the writing thread, of the rows of this process.
 
     Several processes: call `jax.distributed.initialize` first, and then this in every process with the same plan
@@ -121,7 +122,11 @@ def run(
     guarded = replace(plan, units=tuple(u._replace(sampler=guard.around(u.sampler)) for u in plan.units))
     parts = _split(guarded)
     attributes = {"format": FORMAT, **plan.record(), "versions": origin.versions(), "git_commit": origin.commits()}
-    with _joined(Path(store), plan, _row_shapes(guarded), attributes, verify) as (opened_store, pending, damaged):
+    with _joined(Path(store), plan, _row_shapes(guarded), attributes, verify, redraw) as (
+        opened_store,
+        pending,
+        damaged,
+    ):
         notes = origin.notes(opened_store, attributes)
         writer = Writer(plan, opened_store, guard, on_error, counter(plan, mesh, parts, pending, progress))
         seconds = draw_pending(guarded, parts, mesh, rules, pending, writer)
@@ -168,7 +173,9 @@ def _row_shapes(plan: Plan) -> Drawn:
 
 
 @contextmanager
-def _joined(path: Path, plan: Plan, outputs: Drawn, attributes: dict[str, Any], verify: bool) -> Iterator[tuple]:
+def _joined(
+    path: Path, plan: Plan, outputs: Drawn, attributes: dict[str, Any], verify: bool, redraw: bool
+) -> Iterator[tuple]:
     """The store for this process, the chunks to draw, and those found damaged; all processes agree on them.
 
     The first process makes, checks and locks the store, and tells the others what is missing in it.
@@ -179,7 +186,7 @@ def _joined(path: Path, plan: Plan, outputs: Drawn, attributes: dict[str, Any], 
         if first:
             try:
                 store = stack.enter_context(opened(path, plan, outputs, attributes))
-                missing, damaged = store.pending(verify)
+                missing, damaged = store.pending(verify, redraw)
             except StoreError as error:
                 refused = error
         if many:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -145,8 +144,11 @@ class Program:
         """The shared leaves on the devices: replicated, or as the rules say."""
 
         def put(path: str, leaf: Any) -> Any:
+            if not hasattr(leaf, "dtype"):
+                return leaf  # a Python number, or None where the rows bring their own
             spec = None if rules is None else rules(path, leaf)
-            return None if leaf is None else jax.device_put(leaf, NamedSharding(self.mesh, spec or PartitionSpec()))
+            sharding = NamedSharding(self.mesh, spec or PartitionSpec())
+            return jax.device_put(leaf, sharding) if jax.process_count() == 1 else _spread(np.asarray(leaf), sharding)
 
         return [put(path, leaf) for path, leaf in zip(group.paths, group.common, strict=True)]
 
@@ -156,8 +158,10 @@ class Program:
         units, index = rows // self.plan.num, (rows % self.plan.num).astype(np.uint32)
         own = np.array([self.row_of.get(u, 0) for u in units])
         varying = {k: table[own] for k, table in self.table.items()}
-        return jax.tree.map(self._put, (varying, self.unit_keys[units], index))
+        return jax.tree.map(lambda a: _spread(a, self.split), (varying, self.unit_keys[units], index))
 
-    def _put(self, array: np.ndarray) -> jax.Array:
-        array = array.astype(jnp.result_type(array.dtype)) if array.dtype.kind == "f" else array
-        return jax.make_array_from_callback(array.shape, self.split, lambda i: array[i])
+
+def _spread(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has, of which each puts its part on its devices."""
+    array = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))  # float32 for float64, unless that is enabled
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

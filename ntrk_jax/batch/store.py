@@ -7,6 +7,8 @@
 | `evals` | [rows, 4] | model, model_vjp, reward, reward_vjp |
 | `done` | [chunks] | 0, or the CRC-32 of the chunk's bytes in the five arrays above |
 
+Rows that are not drawn yet read NaN, and -1 in arrays of whole numbers.
+
 A chunk is written, synced to disk, and only then marked in `done`: whatever is killed, what is marked is there. Every
 file appears whole, by a rename. A marked chunk whose bytes do not have their checksum is drawn again: samples depend on
 their names alone, so that nothing is lost. The attributes say what was run; a store of another plan is refused. The
@@ -15,6 +17,7 @@ lock is `flock`, which the kernel gives back when its process dies. Nothing that
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -29,6 +32,7 @@ import numpy as np
 
 from ntrk_jax.batch.draw import Drawn
 from ntrk_jax.batch.plan import Plan
+from ntrk_jax.core import Status
 
 __all__ = ["FORMAT", "Store", "StoreError"]
 
@@ -54,18 +58,24 @@ class Store:
         whole = {"write_empty_chunks": True}  # a chunk of zeros is a file too
         self.arrays: dict[str, Any] = {name: group[name].with_config(whole) for name in (*_ARRAYS, "done")}
 
-    def pending(self, verify: bool = True) -> tuple[list[int], list[int]]:
-        """The chunks that are not there, and those among them that were there once and are damaged now."""
-        missing, damaged = [], []
+    def pending(self, verify: bool = True, redraw: bool = False) -> tuple[list[int], list[int]]:
+        """The chunks that are to be drawn, and those among them that were there once and are damaged now.
+
+        verify: whether to compare what is there with its checksums. redraw: whether to draw again what holds a sample
+        with CALLBACK_FAILED.
+        """
+        missing, damaged, failed = [], [], []
         for chunk in range(self.plan.num_chunks):
             mark = self._mark(chunk)
             if mark == 0:
                 missing.append(chunk)
             elif mark is None or (verify and mark != self._checksum(chunk)):
                 damaged.append(chunk)
-        for chunk in damaged:
+            elif redraw and np.any(self._status(chunk) & Status.CALLBACK_FAILED):
+                failed.append(chunk)
+        for chunk in damaged + failed:
             self.arrays["done"][chunk] = 0
-        return sorted(missing + damaged), damaged
+        return sorted(missing + damaged + failed), damaged
 
     def write(self, chunk: int, drawn: Drawn) -> None:
         """Write one chunk, sync it, mark it.
@@ -102,6 +112,8 @@ class Store:
         for name in self.arrays:
             for left in (self.path / name).glob("*.partial"):
                 left.unlink(missing_ok=True)
+        for stage in self.path.parent.glob(f".{glob.escape(self.path.name)}-*"):
+            shutil.rmtree(stage, ignore_errors=True)
 
     def _span(self, chunk: int) -> slice:
         first = chunk * self.plan.chunk
@@ -119,6 +131,12 @@ class Store:
             return _crc([np.ascontiguousarray(self.read(name, rows)) for name in _ARRAYS])
         except Exception:
             return None
+
+    def _status(self, chunk: int) -> np.ndarray:
+        try:
+            return self.read("status", self._span(chunk))
+        except Exception:
+            return np.zeros(1, np.int32)  # damaged, and found so by its checksum
 
     def _sync(self, name: str, chunk: int) -> None:
         array = self.arrays[name]
@@ -144,11 +162,14 @@ def opened(path: str | os.PathLike, plan: Plan, outputs: Drawn, attributes: dict
         _refuse_other(path, attributes, outputs, plan)
         with locked(path):
             _refuse_other(path, attributes, outputs, plan)
-            store = Store(path, plan)
+            try:
+                store = Store(path, plan)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise StoreError(f"{path} is damaged: zarr cannot open it ({error}). Nothing was changed.") from None
             store.clean()
             yield store
     except OSError as error:
-        raise StoreError(f"{path} cannot be used as a store: {error.strerror or error}; nothing was changed.") from None
+        raise StoreError(f"{path} cannot be used as a store: {error.strerror or error}.") from None
 
 
 @contextmanager
@@ -178,7 +199,7 @@ def _create(path: Path, plan: Plan, outputs: Drawn, attributes: dict[str, Any]) 
             group.create_array(
                 name, shape=(plan.total, *part.shape[1:]), chunks=(plan.chunk, *part.shape[1:]), dtype=part.dtype,
                 compressors=(Crc32cCodec(),), chunk_key_encoding={"name": "default", "separator": "."},
-                dimension_names=names,
+                dimension_names=names, fill_value=float("nan") if np.dtype(part.dtype).kind == "f" else -1,
                 attributes={"columns": list(outputs.evals._fields)} if name == "evals" else {},
             )  # fmt: skip
         group.create_array("done", shape=(plan.num_chunks,), chunks=(1,), dtype="uint32", compressors=None,

@@ -33,6 +33,7 @@ _LINES = 20  # of progress in a log
     "--time-limit", type=click.FloatRange(0, min_open=True), help="Seconds that one try of a callback may take."
 )
 @click.option("--no-verify", is_flag=True, help="Trust what is in the store without reading it again.")
+@click.option("--redraw-failed", is_flag=True, help="Draw the chunks again in which a callback failed for a sample.")
 @click.option("--cache", type=click.Path(path_type=Path), help="A folder that keeps compiled programs between runs.")
 @click.option("--coordinator", metavar="HOST:PORT", help="Of a run of several processes: the address of the first.")
 @click.option("--processes", type=click.IntRange(1, 100_000), help="How many processes.")
@@ -61,11 +62,16 @@ def batch(plan: Path, store: Path | None, **options: Any) -> None:
     chosen = {name: options[name] for name in ("on_error", "retries", "time_limit")}
     try:
         with Progress(_LINES, quiet=not first) as progress, user_input(str(plan)):
+            progress.say("compiling")
             report = run(
-                planned, store, mesh=mesh, verify=not options["no_verify"], progress=_Ticker(progress), **chosen
-            )
+                planned, store, mesh=mesh, verify=not options["no_verify"], redraw=options["redraw_failed"],
+                progress=_Ticker(progress), **chosen,
+            )  # fmt: skip
     except (StoreError, RewardError) as error:
         raise BadInput(str(error)) from None
+    except KeyboardInterrupt:
+        click.echo(f"Stopped: what was drawn is in {store}; run the same command again to go on.", err=True)
+        click.get_current_context().exit(130)
     if first:
         _show(report, store)
 
