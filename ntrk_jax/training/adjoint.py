@@ -9,11 +9,12 @@ Jacobian of the base step,
     grad V_t(x) = m'(x)^T E*[grad V_s(x_s) | x_t = x],
 
 so the *lean adjoint* a_t = m'(x_t)^T a_s, from a = -lambda grad r at the end back along a path of the tilted chain, has
--E*[a_t | x_t] = grad V_t. The mean of the tilted kernel is m + std^2 E*[grad V_s | x_t] (Stein), hence the loss
+-E*[a_t | x_t] = grad V_t, and the tilted law's Tweedie mean is x0 + (sigma_t^2 / alpha_t) grad V_t. Hence the loss
 
-    mean over rows of |(m_theta(x_t) - m(x_t)) / std + std a_s|^2,       path and adjoint held fixed.
+    mean over rows of (gain / std)^2 |x0_theta - x0 + (sigma_t^2 / alpha_t) a_t|^2,       path and adjoint held fixed,
 
-The paths are those of the model in training; its fixed point is the tilted chain, whose marginals are the tilted law's.
+where gain is how far m moves with x0: both terms are the drift's, in units of the noise, and to first order in the row
+the second is std a. The paths are those of the model in training; its fixed point is the tilted law's denoiser.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.core import Kernel, Reward, Step
+from ntrk_jax.guidance.shift import gain, tweedie_gain
 from ntrk_jax.kernels import DDIM
 from ntrk_jax.models import FlaxDenoiser
 from ntrk_jax.training.paths import base_gaussian, require_noise, walk, with_params
@@ -64,7 +66,7 @@ def lean_adjoint(
 class AdjointMatching:
     """Regress the model's drift on the lean adjoint along its own paths: loss(key, params, noise) -> [].
 
-        mean over rows of |(m_theta(x_t) - m(x_t)) / std + std a_s|^2 / N
+        mean over rows of (gain / std)^2 |x0_theta - x0 + (sigma_t^2 / alpha_t) a_t|^2 / N
 
     Attributes:
         model: the base, a `FlaxDenoiser`; its variables stay as they are, and are where `params` starts.
@@ -79,9 +81,10 @@ class AdjointMatching:
     Cost: a path's NFE of the model in training, the same of the base with a VJP each, num_rows calls of either for the
         regression with one model gradient, one reward gradient. Memory: a path, and one row's activations.
     Errors: ValueError for a kernel without noise, num_rows out of range, a temperature that is not positive.
-    Departs from the paper: any schedule, and the discrete chain's own optimum, so the adjoint is that at the end of a
-        row and the row at pure noise needs no cut; rows drawn uniformly; `clip` in place of dropping the samples of the
-        largest losses.
+    Departs from the paper: any schedule; the target is a shift of x0, which is exact for the adjoint's mean on rows of
+        any size, where that of the drift is so to first order; a row from pure noise (alpha_t < 1e-3) takes the limit,
+        (sigma_s^2 / alpha_s) a_s, so that no time is cut off; rows drawn uniformly; `clip` in place of dropping the
+        samples of the largest losses.
     References: Domingo-Enrich et al. 2024, arXiv:2409.08861, Algorithm 1.
 
     Example:
@@ -119,22 +122,24 @@ class AdjointMatching:
         path = walk(with_params(self.model, params, frozen=True), self.kernel, path_key, noise, self.steps)
         adjoints = lean_adjoint(self.model, self.reward, self.kernel, self.steps, path, self.temperature)
         adjoints = jax.lax.stop_gradient(_shortened(adjoints, self.clip))
-        rows = self.steps.rows(0, self.steps.num_steps - 1), path[:-2], adjoints[1:-1]
+        rows = self.steps.rows(0, self.steps.num_steps - 1), path[:-2], adjoints[:-2], adjoints[1:-1]
         if self.num_rows is not None:
             chosen = jax.random.permutation(row_key, self.steps.num_steps - 1)[: self.num_rows]
             rows = jax.tree.map(lambda a: a[chosen], rows)
 
-        def add(total: Array, row: tuple[Step, Sample, Sample]) -> tuple[Array, None]:
+        def add(total: Array, row: tuple[Step, Sample, Sample, Sample]) -> tuple[Array, None]:
             return total + self._row(params, *row), None
 
         total, _ = jax.lax.scan(jax.checkpoint(add), jnp.zeros((), adjoints.dtype), rows)
         return total / rows[1].shape[0]
 
-    def _row(self, params: PyTree, step: Step, x: Sample, adjoint: Sample) -> Array:
-        """The mean square of one row."""
+    def _row(self, params: PyTree, step: Step, x: Sample, at_t: Sample, at_s: Sample) -> Array:
+        """The mean square of one row, from the adjoints at its two ends."""
         base = base_gaussian(self.model, self.kernel, x, step)
         moved = base_gaussian(with_params(self.model, params), self.kernel, x, step).mean - base.mean
-        return jnp.mean(jnp.square(moved / base.std + base.std * adjoint))
+        limit = jnp.square(step.sigma_s) / step.alpha_s * at_s
+        aim = jnp.where(step.alpha_t >= 1e-3, tweedie_gain(step) * at_t, limit)
+        return jnp.mean(jnp.square((moved + gain(base, step) * aim) / base.std))
 
 
 def _shortened(adjoints: Array, clip: Scalar) -> Array:
