@@ -8,6 +8,7 @@ Parameters may be any pytree of arrays (the state half of `flax.nnx.split` is on
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.tree import Function
 from ntrk_jax.typing import Array, Key, PyTree
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def _chunk(loss: Callable, optimizer: optax.GradientTransformation, batch_size: 
     """The jitted function that takes a state `length` steps further."""
     import optax
 
-    def step(key: Key, data: PyTree, decay: Any, state: FitState) -> tuple[FitState, Array]:
+    def step(loss: Callable, key: Key, data: PyTree, decay: Any, state: FitState) -> tuple[FitState, Array]:
         pick_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         rows = jax.random.randint(pick_key, (batch_size,), 0, jax.tree.leaves(data)[0].shape[0])
         batch = jax.tree.map(lambda a: a[rows], data)
@@ -106,11 +108,12 @@ def _chunk(loss: Callable, optimizer: optax.GradientTransformation, batch_size: 
         average = jax.tree.map(lambda a, p: a + (1.0 - keep).astype(a.dtype) * (p - a), state.average, params)
         return FitState(state.step + 1, params, average, opt_state, state.loss), value
 
-    def advance(key: Key, data: PyTree, decay: Any, state: FitState, length: int) -> FitState:
-        state, values = jax.lax.scan(lambda s, _: step(key, data, decay, s), state, length=length)
+    def advance(loss: Callable, key: Key, data: PyTree, decay: Any, state: FitState, length: int) -> FitState:
+        state, values = jax.lax.scan(lambda s, _: step(loss, key, data, decay, s), state, length=length)
         return state._replace(loss=jnp.mean(values).astype(jnp.float32))
 
-    return jax.jit(advance, static_argnums=4)
+    held = Function(loss) if jax.tree_util.all_leaves([loss]) else loss  # arrays it holds are arguments, not constants
+    return functools.partial(jax.jit(advance, static_argnums=5), held)
 
 
 def save(path: str | os.PathLike, state: PyTree) -> None:
