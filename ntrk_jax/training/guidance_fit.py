@@ -148,7 +148,8 @@ def smc_draws(
     """
     sampler = tds(model, reward, shape, temperature=temperature, num_particles=num_particles, value=value)
     steps = grid(schedule, uniform(num_steps))
-    pick_key, *keys = jax.random.split(key, 1 + -(-num // num_particles))
+    pick_key, run_key = jax.random.split(key)
+    keys = jax.random.split(run_key, -(-num // num_particles))
 
     def population(key: Key) -> tuple[Array, Array, Array]:
         noise_key, run_key = jax.random.split(key)
@@ -156,7 +157,7 @@ def smc_draws(
         state, _ = run(sampler, run_key, x, steps, lambda state, info: None)
         return state.look.x, state.look.value, state.log_weights
 
-    out = jax.jit(lambda keys: jax.lax.map(population, keys, batch_size=batch))(jnp.stack(keys))
+    out = jax.jit(lambda keys: jax.lax.map(population, keys, batch_size=batch))(keys)
     x, rewards, weights = (a.reshape(-1, *a.shape[2:]) for a in out)
     rows = resampled(pick_key, weights, num)
     return x[rows], rewards[rows]
