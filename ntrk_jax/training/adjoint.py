@@ -69,7 +69,8 @@ class AdjointMatching:
         mean over rows of (gain / std)^2 |x0_theta - x0 + (sigma_t^2 / alpha_t) a_t|^2 / N
 
     Attributes:
-        model: the base, a `FlaxDenoiser`; its variables stay as they are, and are where `params` starts.
+        model: the base, a `FlaxDenoiser` or another denoiser with `variables`, which stay as they are and are where
+            `params` starts.
         reward: differentiable. steps: the grid of the chain, at least two rows.
         temperature: [], positive. kernel: memoryless: `DDIM(1.0)` (the same as `DDPM()`) or `FlowSDE()`.
         num_rows: how many rows a path is trained on, drawn afresh without replacement; None takes all.

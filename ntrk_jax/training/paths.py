@@ -44,7 +44,7 @@ class Rematerialised:
 
 
 def with_params(model: FlaxDenoiser, params: PyTree, *, frozen: bool = False) -> FlaxDenoiser:
-    """The model with other weights, through which no gradient goes if they are frozen."""
+    """A denoiser with `variables` given other weights, through which no gradient goes if they are frozen."""
     return replace(model, variables=jax.lax.stop_gradient(params) if frozen else params)
 
 

@@ -99,7 +99,7 @@ class PolicyGradient:
     """The clipped policy-gradient loss of one stored path: loss(key, params, trajectory) -> [].
 
     Attributes:
-        model: a `FlaxDenoiser`; its variables are the reference of the `kl` term.
+        model: a `FlaxDenoiser` or another denoiser with `variables`, which are the reference of the `kl` term.
         steps, kernel: those the paths were gathered with.
         clip: [], how far a ratio of densities may leave 1 before it stops counting.
         kl: [], the weight of the divergence from the reference, at least 0.
