@@ -42,7 +42,7 @@ class DRaFT:
     """Minus the reward at the end of the model's own path, differentiated through its last rows.
 
     Attributes:
-        model: a `FlaxDenoiser` or another denoiser with `variables`. reward: differentiable. steps: the grid of the path.
+        model: a `FlaxDenoiser` or another denoiser with `variables`. reward: differentiable. steps: the path's grid.
         kernel: of the sampler; `DDIM(0.0)` is deterministic.
         num_live: K, the last rows that carry a gradient (DRaFT-K), or None for all of them (DRaFT).
         num_copies: n > 0 is DRaFT-LV, for num_live=1: the end is noised to the last row's level n times, and the loss
