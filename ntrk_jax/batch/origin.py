@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,7 @@ def notes(store: Store, attributes: dict[str, Any]) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Name -> version of the packages that may change a sample's last bits."""
-    import ntrk_jax
-
-    return {"ntrk_jax": ntrk_jax.__version__, **{name: metadata.version(name) for name in _PACKAGES}}
+    return {"ntrk_jax": sys.modules["ntrk_jax"].__version__, **{name: metadata.version(name) for name in _PACKAGES}}
 
 
 def commits() -> dict[str, str | None]:

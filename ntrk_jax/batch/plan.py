@@ -50,8 +50,8 @@ class Plan:
     Attributes:
         units: what is drawn, with distinct names. shape: of one sample.
         num: samples a unit. seed: names all of them.
-        chunk: samples that one device draws at a time; part of the plan, because the last bits of a sample may depend
-            on the size of the batch it is computed in.
+        chunk: samples that one device draws at a time, at most all; part of the plan, because the last bits of a
+            sample may depend on the size of the batch it is computed in.
         dtype: of the latents, float32 unless given.
         settings: anything that JSON can hold, for instance the file the plan was read from; kept with the results.
 
@@ -76,6 +76,7 @@ class Plan:
             )
         if self.total >= 2**31:
             raise ValueError(f"a plan holds at most 2^31 - 1 samples, got {self.total}; split it into several.")
+        object.__setattr__(self, "chunk", min(self.chunk, self.total))
         names = [unit.name for unit in self.units]
         tags = {_tag(name): name for name in names}
         if len(tags) < len(names):

@@ -81,8 +81,13 @@ class Program:
             self.compiled = traced.lower().compile()
 
     def __call__(self, chunks: Sequence[int]) -> Drawn:
-        """Start drawing one chunk a device; returns at once."""
-        return self.compiled(self.common, *self._rows(chunks))
+        """Start drawing one chunk a device, and copying to the host; returns at once."""
+        out = self.compiled(self.common, *self._rows(chunks))
+        for leaf in jax.tree.leaves(out):
+            for shard in leaf.addressable_shards:
+                if shard.replica_id == 0:
+                    shard.data.copy_to_host_async()
+        return out
 
     @property
     def collectives(self) -> list[str]:

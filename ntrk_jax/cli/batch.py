@@ -35,7 +35,8 @@ _LINES = 20  # of progress in a log
 @click.option("--no-verify", is_flag=True, help="Trust what is in the store without reading it again.")
 @click.option("--redraw-failed", is_flag=True, help="Draw the chunks again in which a callback failed for a sample.")
 @click.option("--cache", type=click.Path(path_type=Path), help="A folder that keeps compiled programs between runs.")
-@click.option("--coordinator", metavar="HOST:PORT", help="Of a run of several processes: the address of the first.")
+@click.option("--coordinator", metavar="HOST:PORT", help="Of several processes: the address of the first, or "
+              "auto where the cluster says it (with the other two).")  # fmt: skip
 @click.option("--processes", type=click.IntRange(1, 100_000), help="How many processes.")
 @click.option("--process", type=click.IntRange(0, 99_999), help="Which of them this is, from 0.")
 def batch(plan: Path, store: Path | None, **options: Any) -> None:
@@ -91,12 +92,17 @@ def _prepare(options: dict[str, Any]) -> None:
         with suppress(RuntimeError):  # raised where the devices are there already: some of them are taken
             jax.config.update("jax_num_cpu_devices", number)
     if any(given):
-        if not all(given):
+        auto = options["coordinator"] == "auto"
+        if not all(given) and not auto:
             raise BadInput("--coordinator, --processes and --process go together.")
-        if options["process"] >= options["processes"]:
+        if options["process"] is not None and options["process"] >= (options["processes"] or 1):
             raise BadInput(f"--process must be below --processes, got {options['process']}.")
-        with user_input("--coordinator"):
-            jax.distributed.initialize(options["coordinator"], options["processes"], options["process"])
+        names = {"coordinator": "coordinator_address", "processes": "num_processes", "process": "process_id"}
+        named: dict[str, Any] = {} if auto else {new: options[name] for name, new in names.items()}
+        try:
+            jax.distributed.initialize(**named)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise BadInput(f"--coordinator: {str(error).strip().splitlines()[0]}") from None
 
 
 class _Ticker:
