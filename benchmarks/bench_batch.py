@@ -130,8 +130,11 @@ class Layers:
         return x
 
 
-def bare(plan):
-    """Wall and CPU seconds of a jitted loop over the chunks that stores nothing and holds the results on the host."""
+def bare(plan, wait):
+    """Wall and CPU seconds of a jitted loop over the chunks that stores nothing and holds the results on the host.
+
+    wait: for each chunk before the next is started, or for all at the end.
+    """
     unit = plan.units[0]
     key = jax.random.key(plan.seed)
 
@@ -140,37 +143,43 @@ def bare(plan):
         indices = first + jnp.arange(plan.chunk, dtype=jnp.uint32)
         return jax.vmap(lambda i: batch.draw_one(sampler, key, i, steps, plan.shape)[0])(indices)
 
-    jax.block_until_ready(chunk(unit.sampler, unit.steps, jnp.uint32(0)))
+    def start(c):
+        out = chunk(unit.sampler, unit.steps, jnp.uint32(c * plan.chunk))
+        return jax.tree.map(np.asarray, out) if wait else out
+
+    jax.block_until_ready(start(0))
+    with clock() as seconds:
+        jax.tree.map(np.asarray, [start(c) for c in range(plan.num_chunks)])
+    return seconds
+
+
+@contextlib.contextmanager
+def clock():
+    """Wall and CPU seconds of a block."""
+    seconds = np.zeros(2)
     began = np.array([time.perf_counter(), time.process_time()])
-    out = [chunk(unit.sampler, unit.steps, jnp.uint32(c * plan.chunk)) for c in range(plan.num_chunks)]
-    jax.tree.map(np.asarray, out)
-    return np.array([time.perf_counter(), time.process_time()]) - began
+    yield seconds
+    seconds += np.array([time.perf_counter(), time.process_time()]) - began
 
 
-def beside_bare(plan, folder, case, repeats, **extra):
-    """Stored and bare runs in turn, on one device. The ratio of CPU seconds is that of an otherwise idle machine.
+def stored(plan, folder, keep=True):
+    """Wall and CPU seconds of drawing a plan on one device, writing it or not; what does not grow is left out."""
+    whole, write = batch.Store.write, batch.Store.write
+    program, began = batch.Program.__init__, []
 
-    The CPU seconds of a stored run leave out what does not grow with it: a run that finds all there, and compiling.
-    """
-    stored, loops = [], []
-    for turn in range(repeats):
-        loops.append(bare(plan))
-        store = folder / f"{case}{turn}"
-        began = time.process_time()
-        seconds = batch.run(plan, store, devices=1).seconds
-        spent = time.process_time() - began
-        began = time.process_time()
-        batch.run(plan, store, devices=1, verify=False)
-        batch.Program(plan, batch.plan.grouped(plan.units)[0], batch.make_mesh(1))
-        stored.append((seconds, spent - (time.process_time() - began)))
-        shutil.rmtree(store)
-    (wall, cpu), (wall_bare, cpu_bare) = np.median(stored, axis=0), np.median(loops, axis=0)
-    best, best_bare = np.min(stored, axis=0)[0], np.min(loops, axis=0)[0]
-    report(
-        "batch", case, wall_of_bare_best=best_bare / best, wall_of_bare_median=wall_bare / wall,
-        cpu_of_bare_median=cpu_bare / cpu, bare_seconds=best_bare, stored_seconds=best,
-        samples_per_second=plan.total / best, runs=repeats, **extra,
-    )  # fmt: skip
+    def after(self, *args, **options):
+        program(self, *args, **options)
+        began.append(time.process_time())
+
+    batch.Program.__init__ = after
+    batch.Store.write = write if keep else (lambda self, chunk, drawn: None)
+    ended = []
+    try:
+        out = batch.run(plan, folder, devices=1, progress=lambda done, total: ended.append(time.process_time()))
+    finally:
+        batch.Program.__init__, batch.Store.write = program, whole
+    shutil.rmtree(folder)
+    return np.array([out.seconds, ended[-1] - began[0]])
 
 
 def overhead(folder):
@@ -181,8 +190,11 @@ def overhead(folder):
     reward = nk.rewards.Linear(np.ones(size, np.float32) / size)
     sampler = nk.Single(nk.Look(Layers(weights), reward), nk.kernels.DDIM())
     plan = batch.make_plan(sampler, steps, (size,), num=16 * 24, chunk=16)
-    step = 1e3 * float(bare(plan)[0]) / (plan.num_chunks * steps.num_steps)
-    beside_bare(plan, folder, "storing", 4, milliseconds_a_step=step)
+    runs = np.array([[stored(plan, folder / "s", keep) for keep in (False, True)] for _ in range(6)])
+    (wall, cpu), (wall_kept, cpu_kept) = np.median(runs, axis=0)
+    report("batch", "storing beside not storing", milliseconds_a_step=1e3 * wall / (plan.num_chunks * steps.num_steps),
+           wall_overhead_median=wall_kept / wall - 1, cpu_overhead_median=cpu_kept / cpu - 1, runs=len(runs),
+           bytes_a_sample=4 * (size + 7))  # fmt: skip
 
 
 def throughput(folder, num):
@@ -191,7 +203,12 @@ def throughput(folder, num):
     schedule = nk.schedules.VPCosine()
     sampler = nk.methods.ntrk(nk.models.Exact(law, schedule), reward, (law.dim,))
     plan = batch.make_plan(sampler, nk.grid(schedule, nk.grids.uniform(100)), (law.dim,), num, chunk=4096)
-    beside_bare(plan, folder, "mixture, ntrk, 100 steps", 6, num=num)
+    runs = np.array([[bare(plan, True), bare(plan, False), stored(plan, folder / "s")] for _ in range(5)])
+    best, middle = runs.min(axis=0), np.median(runs, axis=0)
+    report("batch", "mixture, ntrk, 100 steps", num=num, samples_per_second=num / best[2, 0], runs=len(runs),
+           of_bare_best=best[:2, 0].min() / best[2, 0], of_bare_median=middle[:2, 0].min() / middle[2, 0],
+           of_bare_cpu_median=middle[:2, 1].min() / middle[2, 1], bare_seconds=best[:2, 0].min(),
+           stored_seconds=best[2, 0])  # fmt: skip
 
 
 def failures(folder):

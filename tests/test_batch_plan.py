@@ -93,6 +93,7 @@ def test_conditions_and_bfloat16(tmp_path):
         ({"num": 0}, "at least one"),
         ({"chunk": 0}, "at least one"),
         ({"num": 2**31}, "at most"),
+        ({"seed": -1}, "seeds must be"),
     ],
 )
 def test_what_cannot_be_planned(changes, words):

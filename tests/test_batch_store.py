@@ -109,6 +109,14 @@ def test_a_damaged_chunk_is_drawn_again(whole, copy, damage):
     assert files(copy) == files(whole[0])
 
 
+def test_a_damaged_chunk_loses_its_mark_before_it_is_drawn(copy):
+    cut(copy / "x" / "c.2.0")
+    store = store_module.Store(copy, plan())
+    assert store.pending() == ([2], [2])
+    assert store.read("done").astype(bool).tolist() == [True, True, False, True, True, True]
+    assert store.pending(verify=False) == ([2], [])
+
+
 def lose(name):
     def change(folder):
         root = json.loads((folder / "zarr.json").read_text())

@@ -76,6 +76,9 @@ class Plan:
             )
         if self.total >= 2**31:
             raise ValueError(f"a plan holds at most 2^31 - 1 samples, got {self.total}; split it into several.")
+        for seed in (self.seed, *(unit.seed for unit in self.units if unit.seed is not None)):
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seeds must be between 0 and 2^32 - 1, got {seed}.")
         object.__setattr__(self, "chunk", min(self.chunk, self.total))
         names = [unit.name for unit in self.units]
         tags = {_tag(name): name for name in names}
