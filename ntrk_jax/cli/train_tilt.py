@@ -58,12 +58,12 @@ def _positive(_ctx: Any, param: Any, value: float) -> float:
 )
 @click.option("--refresh", type=click.IntRange(0, 1_000_000), default=0, show_default=True,
               help="Steps of plain denoising at the end.")  # fmt: skip
-@click.option("--base-steps", type=click.IntRange(1, 1_000_000), default=3000, show_default=True,
+@click.option("--base-steps", type=click.IntRange(1, 1_000_000), default=2000, show_default=True,
               help="Of the base model's training.")  # fmt: skip
 @click.option("--base-samples", type=click.IntRange(2, 1 << 22), default=1 << 16, show_default=True,
               help="Exact samples that the base model is trained on.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1, 1 << 16), default=512, show_default=True, help="Samples a step.")
-@click.option("--rate", type=float, default=5e-4, show_default=True, callback=_positive, help="The learning rate.")
+@click.option("--rate", type=float, default=1e-3, show_default=True, callback=_positive, help="The learning rate.")
 @click.option("--width", type=click.IntRange(1, 4096), default=64, show_default=True, help="Of the network.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Names every draw.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder for the model and its report.")
@@ -157,7 +157,7 @@ def _base(key: Any, task: Named, settings: dict[str, Any], work: Path) -> Any:
     with user_input("--out"):
         if folder.exists():
             return restore(folder, blank)
-    base = denoise(keys[2], blank, x, settings["base_steps"], settings["batch"])
+    base = denoise(keys[2], blank, x, settings["base_steps"], settings["batch"], 2 * settings["rate"])
     save(folder, base)
     return base
 

@@ -41,7 +41,7 @@ from ntrk_jax.typing import Array, Key, PyTree, Scalar
 __all__ = ["TiltPlan", "TiltState", "denoise", "tilt"]
 
 MAX_ROUNDS = 256
-_ESS = {"explicit": 0.8, "implicit": 0.6, "weighted": 0.6, "nft": 0.8}
+_ESS = {"explicit": 0.7, "implicit": 0.6, "weighted": 0.6, "nft": 0.7}
 
 
 @pytree
@@ -51,9 +51,10 @@ class TiltPlan:
     Attributes:
         method: "explicit", "implicit" or "weighted". kind: as in `TiltLoss`.
         num_rounds: None to choose steps by `ess`. ess: the share of the effective sample size that a step keeps; None
-            is 0.8 for "explicit", whose error grows with the step, and 0.6 for the others.
+            is 0.7 for "explicit", whose error grows with the step, and 0.6 for the others.
         num_samples: a round (best a power of two). keep: rounds whose samples are used together.
         num_steps: of training, a round; batch_size, rate, decay: of each step; the rate falls to a twentieth.
+        num_others: other samples that each target is averaged over (`TiltLoss`).
         num_refresh: training steps of the refresh at the end, 0 for none.
         num_draw_steps: model calls a drawn sample. draw_batch: samples drawn at a time.
 
@@ -71,6 +72,7 @@ class TiltPlan:
     batch_size: int = static(default=512)
     rate: float = static(default=1e-3)
     decay: float = static(default=0.99)
+    num_others: int = static(default=63)
     num_refresh: int = static(default=0)
     num_draw_steps: int = static(default=48)
     draw_batch: int = static(default=8192)
@@ -231,7 +233,9 @@ def _train(key: Key, model: Any, data: PyTree, weights: Array, plan: TiltPlan, o
     fitted = jax.jit(lambda m, x, w: m.fitted(x, w))(model, data[0], weights) if hasattr(model, "fitted") else model
     spread = jnp.sqrt(jnp.mean(jnp.var(data[0], axis=0)))
     anchor = None if plan.method == "weighted" else model
-    loss = TiltLoss(fitted, anchor, scale=spread, method=plan.method, kind=plan.kind)
+    loss = TiltLoss(
+        fitted, anchor, scale=spread, pool=data, num_others=plan.num_others, method=plan.method, kind=plan.kind
+    )
     state = FitState(
         jnp.zeros((), jnp.int32), model.variables, model.variables, jax.jit(optimizer.init)(model.variables),
         jnp.zeros(()),

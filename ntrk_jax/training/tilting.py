@@ -18,6 +18,10 @@ with `sample` the value of u that belongs to the drawn (x_0, z), `anchor` the fr
 | weighted | 0, anchor = sample | | exp(l) | u*, for any step | student |
 | nft | 2 R - 1 over strength, R in [0, 1] | anchor | 1 | u + (2 / strength) Cov(u, R given x_t) | anchor, student |
 
+Targets may be averaged over which sample was noised: x_t made of one of several samples drawn alike was made of sample
+i with probability q_i proportional to N(x_t; alpha x_i, sigma^2 I), so that sum q_i T_i has the mean of T and never
+more variance (Rao-Blackwell), far less at high noise, where the shares of modes are decided.
+
 No method differentiates the reward, or calls it: a sample comes with its l. What is true of the anchor matters: the
 targets of `explicit`, `implicit` and `nft` have the stated mean only if E[sample | x_t] = anchor, that is if x_0 was
 drawn from the anchor itself. Samples of the current model against the anchor of a frozen *reference* model (RAM) are
@@ -104,22 +108,26 @@ class TiltLoss:
         scale: [], the noise-to-signal ratio that half of the draws exceed; the data's standard deviation serves.
         strength: of "nft".
         low: the least u, above 0.
+        pool: (samples [num, *shape], l [num]) that the others are drawn from: the data themselves; or None.
+        num_others: how many other samples each target is averaged over. Static.
         method: one of `METHODS`. kind: one of `tweedie.KINDS`, or "normalized" for a student that can say what error of
             its network makes an error in x0 (`MomentDenoiser.normalized`), or "auto": that where it can, else "eps"
             up to ratio 1 and "x0" beyond.
 
     Shapes: sample (x_0 [*shape], l []). Result [].
-    Cost: one student evaluation and its gradient, and one anchor evaluation but for "weighted"; no reward call.
+    Cost: one student evaluation and its gradient, and one anchor evaluation but for "weighted"; no reward call;
+        O(num_others d) for the average.
     Optimum: the exact tilt for "implicit" and "weighted"; its first order in l for "explicit"; for "nft" one explicit
         step of size 2 / strength, so that repeated with its own samples it tilts on and on. Exact for samples of the
         anchor's own law only.
     Departs from the paper: rewards are centred; "nft" leaves out the adaptive weights of the two branches, and the
         pull to a reference.
     References: Pachebat et al. 2025, arXiv:2512.03234 (explicit); Potaptchik et al. 2025, arXiv:2512.21829 (explicit,
-        implicit, weighted); Zheng et al. 2025, arXiv:2509.16117 (DiffusionNFT).
+        implicit, weighted); Zheng et al. 2025, arXiv:2509.16117 (DiffusionNFT); Xu et al. 2023, arXiv:2302.00670 (the
+        average, for plain denoising).
 
     Raises:
-        ValueError: for an unknown method or kind, or a method without its anchor.
+        ValueError: for an unknown method or kind, a method without its anchor, or others without a pool.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntrk_jax as nk
@@ -134,6 +142,8 @@ class TiltLoss:
     scale: Scalar = 1.0
     strength: Scalar = 1.0
     low: Scalar = 1e-3
+    pool: Any = None
+    num_others: int = static(default=0)
     method: str = static(default="weighted")
     kind: str = static(default="auto")
 
@@ -144,6 +154,8 @@ class TiltLoss:
             raise ValueError(f"kind must be one of {', '.join(tweedie.KINDS)}, normalized or auto, got {self.kind!r}.")
         if self.anchor is None and self.method != "weighted":
             raise ValueError(f"{self.method} needs an anchor: the denoiser that the samples were drawn from.")
+        if self.num_others and self.pool is None:
+            raise ValueError("num_others needs a pool: the samples and log-weights that the others are drawn from.")
 
     def __call__(self, key: Key, params: PyTree, sample: tuple[Sample, Array]) -> Array:
         """The loss of one sample at one random time and noise."""
@@ -155,14 +167,34 @@ class TiltLoss:
         alpha, sigma = (jnp.asarray(c, dtype) for c in self.student.schedule(t))
         x = alpha * x0 + sigma * jax.random.normal(noise_key, x0.shape, dtype)
         student = replace(self.student, variables=params)(x, t)
-        if self.method == "weighted":
-            target, weight = x0, jnp.exp(log_weight)
+        anchor = None if self.method == "weighted" else self.anchor(x, t)
+        if self.num_others:
+            which_key = jax.random.fold_in(key, 2)
+            several, logs = self._several(which_key, x0, log_weight)
+            off = jnp.square((x[None] - alpha * several) / sigma).reshape(logs.shape[0], -1)
+            share = jax.nn.softmax(-0.5 * jnp.sum(off, axis=1))
         else:
-            anchor = self.anchor(x, t)
-            baseline = student if self.method == "implicit" else anchor
-            coef = tilt_coefficient(self.method, log_weight, jnp.asarray(self.strength, dtype))
-            target, weight = tilt_target(x0, anchor, baseline, coef), jnp.ones((), dtype)
+            several, logs, share = x0[None], log_weight[None], jnp.ones((1,), dtype)
+        targets, weights = jax.vmap(lambda one, log: self._target(one, log, student, anchor))(several, logs)
+        share = share * weights
+        weight = jnp.sum(share)
+        target = jnp.tensordot(share / weight, targets, axes=1, precision="highest")
         return weight * jnp.mean(jnp.square(self._error(student - target, t, alpha, sigma)))
+
+    def _several(self, key: Key, x0: Sample, log_weight: Array) -> tuple[Array, Array]:
+        """This sample and others drawn like it, [1 + num_others, *shape], and their l."""
+        samples, logs = self.pool
+        rows = jax.random.randint(key, (self.num_others,), 0, logs.shape[0])
+        others = samples[rows].astype(x0.dtype), jnp.asarray(logs)[rows].astype(x0.dtype)
+        return jnp.concatenate([x0[None], others[0]]), jnp.concatenate([log_weight[None], others[1]])
+
+    def _target(self, x0: Sample, log_weight: Array, student: Sample, anchor: Any) -> tuple[Sample, Array]:
+        """The target in x0 of one clean sample, and its weight."""
+        if anchor is None:
+            return x0, jnp.exp(log_weight)
+        baseline = student if self.method == "implicit" else anchor
+        coef = tilt_coefficient(self.method, log_weight, jnp.asarray(self.strength, x0.dtype))
+        return tilt_target(x0, anchor, baseline, coef), jnp.ones_like(log_weight)
 
     def time(self, key: Key, dtype: Any = jnp.float32) -> Array:
         """A random time, []."""

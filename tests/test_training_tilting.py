@@ -1,0 +1,229 @@
+"""Tilting by training: the losses' gradients, what the rounds do with rewards, and what a resumed run gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntrk_jax as nk
+from ntrk_jax.models import FlaxDenoiser, MomentDenoiser, moment_network
+from ntrk_jax.training import TiltLoss, TiltPlan, draw, tilt, tilt_coefficient, tilt_target
+from ntrk_jax.training import tilt_rounds as rounds
+from ntrk_jax.training.draws import even_normal
+from ntrk_jax.training.tilt_weights import ess_step, pooled_weights, systematic
+
+SCHEDULE = nk.schedules.VPCosine()
+
+
+def key(seed=0):
+    """A fresh key."""
+    return jax.random.key(seed)
+
+
+def linear(w, x, t):
+    return w * x
+
+
+def denoiser(w=0.5, kind="x0", schedule=SCHEDULE):
+    return FlaxDenoiser(linear, kind, jnp.asarray(w), schedule)
+
+
+def gaussian_model(mean=(0.0, 0.0), schedule=SCHEDULE):
+    """The exact denoiser of N(mean, diag(2, 1/2)) in a turned frame, its network zero; and that law."""
+    c, s = np.cos(0.4), np.sin(0.4)
+    vectors = np.array([[c, -s], [s, c]])
+    values = np.array([2.0, 0.5])
+    law = nk.targets.GaussianMixture(np.ones(1), np.array([mean]), (vectors * values @ vectors.T)[None])
+    arrays = (jnp.asarray(a, jnp.float32) for a in (mean, values, vectors))
+    return MomentDenoiser(lambda w, u, t: w * u, jnp.zeros(()), schedule, *arrays), law
+
+
+def test_target_and_its_derivative():
+    sample, anchor, student = jnp.array([3.0, 0.0]), jnp.array([1.0, 1.0]), jnp.array([2.0, 0.5])
+    np.testing.assert_allclose(tilt_target(sample, anchor, student, 0.5), [1.5, 0.75])
+    for slope in jax.jacobian(tilt_target, argnums=(1, 2))(sample, anchor, student, 0.5):
+        assert not np.any(slope), "neither anchor nor baseline is differentiated"
+    assert float(tilt_coefficient("implicit", jnp.log(3.0))) == pytest.approx(2.0)
+    assert float(tilt_coefficient("nft", 0.75, 0.1)) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("kind", nk.tweedie.KINDS)
+def test_any_kind_is_the_error_of_its_own_prediction(kind):
+    """The loss in units of a kind is the square error of that prediction, for the target written in that kind."""
+    student, anchor = denoiser(0.3), denoiser(0.6)
+    loss = TiltLoss(student, anchor, method="explicit", kind=kind)
+    x0, log_weight = jnp.array([0.8, -1.1]), 0.4
+    time_key, noise_key = jax.random.split(key())
+    t, z = loss.time(time_key), jax.random.normal(noise_key, (2,))
+    alpha, sigma = SCHEDULE(t)
+    slope = nk.schedules.rates(SCHEDULE, t)
+    x = alpha * x0 + sigma * z
+    ours, old, drawn = (
+        nk.tweedie.from_x0(kind, value, x, alpha, sigma, slope) for value in (student(x, t), anchor(x, t), x0)
+    )
+    expected = jnp.mean(jnp.square(ours - tilt_target(drawn, old, old, log_weight)))
+    np.testing.assert_allclose(loss(key(), jnp.asarray(0.3), (x0, log_weight)), expected, rtol=2e-4)
+
+
+def test_the_gradient_of_implicit_does_not_go_through_its_baseline():
+    student, anchor = denoiser(0.3), denoiser(0.6)
+    sample = (jnp.array([0.8, -1.1]), 0.7)
+
+    def gradient(method, coef):
+        return float(jax.grad(TiltLoss(student, anchor, method=method, kind="x0"), 1)(key(), jnp.asarray(0.3), coef))
+
+    time_key, noise_key = jax.random.split(key())
+    loss = TiltLoss(student, anchor, method="implicit", kind="x0")
+    alpha, sigma = SCHEDULE(loss.time(time_key))
+    x = alpha * sample[0] + sigma * jax.random.normal(noise_key, (2,))
+    target = 0.6 * x + np.expm1(0.7) * (sample[0] - 0.3 * x)
+    assert gradient("implicit", sample) == pytest.approx(float(jnp.mean(2.0 * (0.3 * x - target) * x)), rel=1e-4)
+    plain = TiltLoss(student, method="weighted", kind="x0")
+    weighted = float(plain(key(), jnp.asarray(0.3), sample))
+    assert weighted == pytest.approx(float(np.exp(0.7) * jnp.mean((0.3 * x - sample[0]) ** 2)), rel=1e-4)
+
+
+def test_refused_settings():
+    with pytest.raises(ValueError, match="method must be one of explicit"):
+        TiltLoss(denoiser(), denoiser(), method="nope")
+    with pytest.raises(ValueError, match="kind must be one of"):
+        TiltLoss(denoiser(), kind="nope")
+    with pytest.raises(ValueError, match="needs an anchor"):
+        TiltLoss(denoiser(), method="implicit")
+    for wrong in ({"method": "nft"}, {"ess": 1.0}, {"num_rounds": 0}, {"num_samples": 0}):
+        with pytest.raises(ValueError, match="must"):
+            TiltPlan(**wrong)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, nk.schedules.VE(), nk.schedules.RectifiedFlow()])
+def test_the_moments_alone_are_the_denoiser_of_a_gaussian(schedule):
+    model, law = gaussian_model((0.3, -1.0), schedule)
+    x = jnp.array([0.9, -0.2])
+    for t in (1e-3, 0.3, 0.99):
+        exact = law.denoise(x, *schedule(t))
+        np.testing.assert_allclose(model(x, t), exact, atol=2e-5)
+        moved = model(x, t) - nk.tree.replace(model, variables=jnp.ones(()))(x, t)
+        unit = -(x - schedule(t)[0] * law.mean())  # normalized undoes what makes F from an error
+        root = np.linalg.cholesky(schedule(t)[0] ** 2 * law.cov() + schedule(t)[1] ** 2 * np.eye(2))
+        size = np.linalg.norm(np.linalg.solve(root, unit))
+        np.testing.assert_allclose(np.linalg.norm(model.normalized(moved, t)), size, rtol=1e-3)
+
+
+def test_fitted_moments_are_those_of_the_weighted_samples():
+    x = jax.random.normal(key(), (500, 2)) @ jnp.array([[1.0, 0.4], [0.0, 0.7]]) + jnp.array([1.0, -2.0])[None]
+    w = jax.nn.softmax(x[:, 0])
+    model = moment_network(key(), x, SCHEDULE, width=8, hidden=8, depth=1).fitted(x, w)
+    np.testing.assert_allclose(model.mean, np.average(x, axis=0, weights=w), rtol=1e-4)
+    cov = np.cov(np.asarray(x).T, aweights=np.asarray(w), ddof=0)
+    np.testing.assert_allclose(model.vectors * model.values[None] @ model.vectors.T, cov, rtol=1e-3)
+    for moments, values in (("diagonal", np.diag(cov)), ("scalar", np.trace(cov) / 2)):
+        other = moment_network(key(), x, SCHEDULE, moments=moments, width=8, hidden=8, depth=1).fitted(x, w)
+        np.testing.assert_allclose(other.values, values, rtol=1e-3)
+    with pytest.raises(ValueError, match="moments must be one of"):
+        moment_network(key(), x, SCHEDULE, moments="third")
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, nk.schedules.VPLinear(), nk.schedules.RectifiedFlow(3.0)])
+def test_the_flow_draws_the_gaussian(schedule):
+    model, law = gaussian_model((0.3, -1.0), schedule)
+    x = draw(key(), model, 4096, (2,), 32)
+    np.testing.assert_allclose(x.mean(0), law.mean(), atol=0.02)
+    np.testing.assert_allclose(np.cov(x.T), law.cov(), atol=0.03)
+
+
+def test_even_starts_are_even_and_normal():
+    z = even_normal(key(), 4096, (2, 3))
+    assert z.shape == (4096, 2, 3)
+    flat = np.sort(np.asarray(z).reshape(4096, 6), axis=0)
+    independent = np.sort(np.asarray(jax.random.normal(key(), (4096, 6))), axis=0)
+    quantiles = np.asarray(jax.scipy.stats.norm.cdf(flat)), np.asarray(jax.scipy.stats.norm.cdf(independent))
+    off = [np.abs(q - (np.arange(4096)[:, None] + 0.5) / 4096).max() for q in quantiles]
+    assert off[0] < 4e-4 < off[1]
+    pairs = np.abs(np.cov(np.asarray(z).reshape(4096, 6).T) - np.eye(6))
+    assert pairs.max() < 0.02
+    assert not np.array_equal(z, even_normal(jax.random.key(1), 4096, (2, 3)))
+
+
+def test_weights_along_the_path():
+    rng = np.random.default_rng(0)
+    r = rng.normal(size=(3, 4000)) + np.array([0.0, 0.5, 0.0])[:, None]  # of N(a, 1) at a = 0 and a = 0.5; no third
+    weights = pooled_weights(r, np.array([0.0, 0.5, np.nan]), 0.5)
+    assert weights.sum() == pytest.approx(1.0)
+    assert not weights[2].any()
+    assert float((weights * r).sum()) == pytest.approx(0.5, abs=0.05)
+    # of a normal reward the share of effective samples after a step h is exp(-h^2)
+    assert weights[0].sum() / weights[1].sum() == pytest.approx(np.exp(-0.25), rel=0.05)
+    assert ess_step(r[0], np.exp(-0.09)) == pytest.approx(0.3, rel=0.05)
+    assert ess_step(np.zeros(10), 0.9, 0.7) == 0.7
+    counts = np.bincount(systematic(key(), np.array([0.1, 0.0, 0.6, 0.3]), 1000), minlength=4)
+    assert np.all(np.abs(counts - [100, 0, 600, 300]) <= 1)
+
+
+TINY = {"num_samples": 256, "num_steps": 8, "batch_size": 64, "num_draw_steps": 8}
+
+
+def test_a_round_moves_the_moments_to_the_tilt_and_the_network_is_left_alone():
+    """On a Gaussian the moments are the whole answer, and 4096 samples find them within their noise."""
+    model, law = gaussian_model()
+    reward = nk.rewards.Linear(jnp.array([0.6, -1.0]))
+    plan = TiltPlan("explicit", num_samples=4096, num_steps=1, batch_size=8, rate=1e-9, num_draw_steps=24)
+    state = tilt(key(), model, reward, (2,), temperature=2.0, plan=plan)
+    star = nk.targets.tilt(law, reward, 2.0).mixture
+    np.testing.assert_allclose(state.model.mean, star.means[0], atol=0.05)
+    cov = state.model.vectors * state.model.values[None] @ state.model.vectors.T
+    np.testing.assert_allclose(cov, law.covs[0], atol=0.1)
+    done = np.asarray(state.history[: int(state.round)])
+    assert done[-1, 1] == 1.0
+    assert np.all(done[:, 2] > 0.65)
+    np.testing.assert_allclose(done[1:, 0], done[:-1, 1])
+
+
+def test_host_rewards_are_asked_once_a_sample_and_nothing_recompiles(tmp_path):
+    model, _ = gaussian_model()
+    asked = []
+
+    def stripes(x):
+        asked.append(x.shape)
+        return int(np.floor(x[0]))
+
+    rounds._steps.clear_cache()
+    plan = TiltPlan("implicit", num_rounds=3, keep=2, **TINY)
+    state = tilt(key(), model, nk.rewards.External(stripes), (2,), plan=plan)
+    assert len(asked) == 3 * 256
+    assert int(state.round) == 3
+    assert rounds._steps._cache_size() == 1
+    assert float(state.model.mean[0]) > 0.5, "the tilt is upwards"
+    assert np.all(np.isfinite(state.at))
+    with pytest.raises(ValueError, match="must be finite"):
+        tilt(key(), model, lambda x: jnp.nan * x[0], (2,), plan=plan)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        tilt(key(), model, jnp.sum, (2,), temperature=0.0, plan=plan)
+
+
+@pytest.mark.parametrize("method", ["weighted"])
+def test_resumed_equals_uninterrupted(tmp_path, method):
+    model, _ = gaussian_model(schedule=nk.schedules.VPLinear())
+    reward, folder = nk.rewards.Linear(jnp.array([0.5, 0.2])), tmp_path / "run"
+    plan = TiltPlan(method, num_rounds=3, num_refresh=4, **TINY)
+    whole = tilt(key(), model, reward, (2,), plan=plan)
+
+    def stop(text):
+        if text.startswith("round 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tilt(key(), model, reward, (2,), plan=plan, checkpoint=folder, progress=stop)
+    lines = []
+    resumed = tilt(key(), model, reward, (2,), plan=plan, checkpoint=folder, progress=lines.append)
+    assert [line.split(":")[0] for line in lines] == ["round 3"]
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="not a checkpoint that fits"):
+        tilt(key(), model, reward, (2,), plan=TiltPlan(method, num_samples=128), checkpoint=folder)
+
+
+def test_images_and_plain_networks():
+    model = denoiser(0.9)
+    state = tilt(key(), model, lambda x: jnp.mean(x), (4, 4, 1), plan=TiltPlan(num_rounds=1, **TINY))
+    assert state.samples.shape == (1, 256, 4, 4, 1)
+    assert np.isfinite(float(state.model.variables))
