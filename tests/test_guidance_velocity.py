@@ -86,13 +86,12 @@ def atoms():
     return law, points
 
 
-@pytest.mark.parametrize("schedule", [STRAIGHT, CURVE])
-def test_stored_draws_are_exact_for_the_law_of_the_draws(schedule):
+def test_stored_draws_are_exact_for_the_law_of_the_draws():
     with jax.enable_x64():
         (law, points), reward = atoms(), pull(2.5)
         rule = Reweighted(points, jax.vmap(reward)(jnp.asarray(points)), 1 / BETA)
-        assert np.max(errors(rule, law, reward, schedule, (0.2, 0.6, 1.0))) < 1e-6
-        assert np.max(errors(Reweighted(points, np.zeros(4), 1 / BETA), law, reward, schedule, (0.6,))) > 0.1
+        assert np.max(errors(rule, law, reward, CURVE, (0.2, 0.6, 1.0))) < 1e-6
+        assert np.max(errors(Reweighted(points, np.zeros(4), 1 / BETA), law, reward, CURVE, (0.6,))) > 0.1
 
 
 def test_stored_draws_converge_as_one_over_the_root_of_their_number():
@@ -107,9 +106,9 @@ def test_stored_draws_converge_as_one_over_the_root_of_their_number():
 
         return float(jnp.sqrt(jnp.mean(jax.lax.map(once, jax.random.split(jax.random.key(3), 32)))))
 
-    few, many = rms(64), rms(4096)
-    assert many < 0.06
-    assert 5.0 < few / many < 12.0  # 8, give or take the 32 repeats
+    few, many = rms(64), rms(1024)
+    assert many < 0.1
+    assert 2.6 < few / many < 6.0  # 4, give or take the 32 repeats
 
 
 def rules():
@@ -151,7 +150,7 @@ def test_x0_and_velocity_agree_on_every_kernel(schedule):
 
 
 def test_the_damped_flow_samples_the_tilted_gaussian():
-    """Mean and covariance of the flow's end, for 2000 normal noises at 60 steps of its ODE."""
+    """Mean and spread of the flow's end, for 2000 normal noises at 60 steps of its ODE."""
     problem = nk.targets.pulled("gaussian")
     sampler = nk.methods.flow_damped(nk.models.Exact(problem.mixture, STRAIGHT), problem.reward, spread=0.5**0.5)
     noise = jax.random.normal(jax.random.key(5), (2000, 2))
