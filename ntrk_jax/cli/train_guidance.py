@@ -135,10 +135,10 @@ def evaluate(task: Named, tilted: Any, value: Any, options: dict[str, Any]) -> d
     law = jax.jit(tilted.sample, static_argnums=1)(exact_key, num).reshape(num, *task.shape)
     out: dict[str, Any] = {"gradient_error": {}, "sw2": {}, "tds_ess": {}}
     for name, one in values.items():
-        out["gradient_error"][name] = float(_gradient_error(point_key, *parts, tilted, exact, one))
+        out["gradient_error"][name] = float(_gradient_error(jax.random.clone(point_key), *parts, tilted, exact, one))
         x = _guided(task, one, beta, num, seed, options["sampling_steps"])
-        out["sw2"][name] = float(nk.metrics.sliced_wasserstein(slice_key, x, law))
-        out["tds_ess"][name] = float(_ess(run_key, *parts, one, beta))
+        out["sw2"][name] = float(nk.metrics.sliced_wasserstein(jax.random.clone(slice_key), x, law))
+        out["tds_ess"][name] = float(_ess(jax.random.clone(run_key), *parts, one, beta))
     out["sw2_floor"] = float(nk.metrics.two_sample_floor(floor_key, tilted, num))
     noise = jnp.zeros(task.shape, jnp.float32)
     at_noise = float(value(None, noise, 1.0)) / beta
@@ -152,7 +152,7 @@ def _gradient_error(
     key: Any, shape: tuple, model: Any, reward: Any, schedule: Any, tilted: Any, exact: Any, value: Any
 ) -> Any:
     """The root mean square of sigma (grad value - grad exact) relative to that of sigma grad exact, over tilted x_t."""
-    draw_key, time_key, noise_key = jax.random.split(key, 3)
+    draw_key, time_key, noise_key, look_key = jax.random.split(key, 4)
     x0 = tilted.sample(draw_key, _POINTS).reshape(_POINTS, *shape)
     times = jax.random.uniform(time_key, (_POINTS,), minval=1e-3)
     looks = [nk.Look(model, reward, grad=True, value=v) for v in (value, exact)]
@@ -160,7 +160,7 @@ def _gradient_error(
     def one(args: tuple) -> tuple[Any, Any]:
         x0, t, z = args
         alpha, sigma = schedule(t)
-        seen, right = (look(noise_key, alpha * x0 + sigma * z, t)[0].grad for look in looks)
+        seen, right = (look(jax.random.clone(look_key), alpha * x0 + sigma * z, t)[0].grad for look in looks)
         return jnp.sum(jnp.square(sigma * (seen - right))), jnp.sum(jnp.square(sigma * right))
 
     wrong, size = jax.lax.map(one, (x0, times, jax.random.normal(noise_key, x0.shape)), batch_size=1024)
