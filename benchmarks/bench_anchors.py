@@ -98,11 +98,12 @@ def on_paths(loss, num_rounds, num_paths, inner, rate):
 def cases(base):
     """Name -> how it is trained."""
     r, short = PROBLEM.reward, grid(16)
-    am = AdjointMatching(base, r, grid(32), 1.0, num_rows=12)
+    am, fine = (AdjointMatching(base, r, grid(num), 1.0, num_rows=12) for num in (32, 96))
     grpo = lambda kl: flow_grpo(base, short, clip=0.2, kl=kl)  # noqa: E731
     return {
         "adjoint matching, 300 steps": lambda: on_noise(am, 300, 128, 1e-3),
         "adjoint matching, 1200 steps": lambda: on_noise(am, 1200, 256, 1e-3),
+        "adjoint matching, 96 rows, 600 steps": lambda: on_noise(fine, 600, 256, 1e-3),
         "DRaFT, 50 steps": lambda: on_noise(DRaFT(base, r, short), 50, 64, 3e-4),
         "DRaFT, 200 steps": lambda: on_noise(DRaFT(base, r, short), 200, 64, 3e-4),
         "DRaFT-1, 200 steps": lambda: on_noise(DRaFT(base, r, short, num_live=1), 200, 64, 3e-4),
