@@ -164,6 +164,18 @@ def test_the_damped_flow_samples_the_tilted_gaussian():
     assert state.evals.model_vjp[0] == 0
 
 
+def test_what_the_methods_read_off_their_model_and_reward():
+    problem = nk.targets.pulled("gaussian")
+    exact = nk.models.Reschedule(nk.models.Exact(problem.mixture, STRAIGHT), STRAIGHT, STRAIGHT)
+    rule = nk.methods.flow_monte_carlo(exact, problem.reward, num_samples=8).guidance
+    assert rule.samples.shape == (8, 2)
+    np.testing.assert_allclose(rule.rewards, [problem.reward(x) for x in rule.samples], rtol=1e-6)
+    bent = nk.rewards.Quadratic(np.diag([1.0, 3.0]))
+    for reward, curvature in ((problem.reward, 6.0), (bent, 2.0), (nk.rewards.Linear(np.ones(2)), 0.0)):
+        assert nk.methods.flow_damped(exact, reward).guidance.curvature == curvature
+    assert nk.methods.flow_damped(exact, jnp.sum, curvature=0.5, temperature=2.0).guidance.strength == 0.5
+
+
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [

@@ -103,7 +103,8 @@ def _curvature(reward: Any) -> Any:
             "curvature=k, minus the second derivative of the reward, or use flow_first_order."
         )
     p = reward.quadratic()[0]
-    return jnp.maximum(jnp.mean(jnp.diagonal(p)) if jnp.ndim(p) else jnp.asarray(0.0 if p is None else p), 0.0)
+    p = jnp.asarray(0.0 if p is None else p)
+    return jnp.maximum(jnp.mean(jnp.diagonal(p)) if p.ndim else p, 0.0)
 
 
 _NEEDS = "model, differentiable reward"
