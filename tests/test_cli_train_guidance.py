@@ -11,27 +11,29 @@ from test_cli_main import invoke, refused
 from ntrk_jax.cli import train_guidance
 from ntrk_jax.training import load_value
 
-SMALL = ("--steps", 8, "--samples", 256, "--group", 32, "--width", 4, "--num", 64, "--sampling-steps", 4)
+SMALL = ("--steps", 8, "--samples", 256, "--group", 32, "--width", 4, "--num", 64, "--sampling-steps", 4,
+         "--rounds", 1, "--temperature", 2)  # fmt: skip
 
 
 def go(out, *more):
     return invoke("train", "guidance", "--out", out, *SMALL, *more)
 
 
-@pytest.fixture
-def unmeasured(monkeypatch):
-    """The training alone."""
-    numbers = {"gradient_error": {}, "sw2": {}, "tds_ess": {}, "sw2_floor": 0.1}
-    monkeypatch.setattr(train_guidance, "evaluate", lambda *args: dict(numbers))
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, measured on few points, and what it said."""
+    out = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, number in (("_POINTS", 64), ("_ROWS", 4), ("_PARTICLES", 4), ("_POPULATIONS", 2)):
+            patch.setattr(train_guidance, name, number)
+        return out, go(out)
 
 
-def test_what_is_written(tmp_path, monkeypatch):
-    for name, number in (("_POINTS", 64), ("_ROWS", 4), ("_PARTICLES", 4), ("_POPULATIONS", 2)):
-        monkeypatch.setattr(train_guidance, name, number)
-    result = go(tmp_path, "--rounds", 1, "--temperature", 2)
+def test_what_is_written(finished):
+    out, result = finished
     assert result.exit_code == 0, result.output
     assert "round 1: step 8 of 8" in result.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((out / "report.json").read_text())
     for name in ("gradient_error", "sw2", "tds_ess"):
         assert {"learned", "plug_in"} == set(report[name])
         assert all(np.isfinite(v) and v > 0 for v in report[name].values())
@@ -39,15 +41,14 @@ def test_what_is_written(tmp_path, monkeypatch):
     assert report["log_z"]["level"] == pytest.approx(report["log_z"]["exact"], abs=0.5)
     assert report["settings"]["temperature"] == 2
     assert {"seconds", "versions", "machine"} <= set(report)
-    value = load_value(tmp_path)
-    at_noise = float(value(None, jnp.zeros(2), 1.0)) / 2
+    at_noise = float(load_value(out)(None, jnp.zeros(2), 1.0)) / 2
     assert at_noise == pytest.approx(report["log_z"]["value_at_noise"], rel=1e-5)
-    refused(go(tmp_path), "report.json exists already", "--overwrite")
+    refused(go(out), "report.json exists already", "--overwrite")
 
 
-def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, monkeypatch, unmeasured):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    assert go(whole, "--rounds", 1).exit_code == 0
+def test_a_stopped_run_goes_on_to_the_same_end(finished, tmp_path, monkeypatch):
+    numbers = {"gradient_error": {}, "sw2": {}, "tds_ess": {}, "sw2_floor": 0.1}
+    monkeypatch.setattr(train_guidance, "evaluate", lambda *args: dict(numbers))
     done = []
 
     def stop(self, text):
@@ -57,13 +58,14 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, monkeypatch, unmeasured
 
     with monkeypatch.context() as patch:
         patch.setattr(train_guidance.Progress, "advance", stop)
-        assert go(halves, "--rounds", 1).exit_code != 0
-    assert not (halves / "report.json").exists()
-    refused(go(halves, "--rounds", 1, "--seed", 1), "unfinished run of other settings")
-    result = go(halves, "--rounds", 1)
+        assert go(tmp_path).exit_code != 0
+    assert not (tmp_path / "report.json").exists()
+    refused(go(tmp_path, "--seed", 1), "unfinished run of other settings")
+    result = go(tmp_path)
     assert result.exit_code == 0, result.output
     assert "step 4 of 8" not in result.stderr, "the first steps were done"
-    leaves = [jax.tree.leaves(load_value(folder).params) for folder in (whole, halves)]
+    assert "step 8 of 8" in result.stderr
+    leaves = [jax.tree.leaves(load_value(folder).params) for folder in (finished[0], tmp_path)]
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_array_equal(a, b)
 
