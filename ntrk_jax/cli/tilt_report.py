@@ -23,27 +23,28 @@ def judge(task: Named, temperature: float, base: Any, tuned: Any, seed: int, num
     Samples are `num` independent ones of the probability flow with 64 steps. All numbers of both models are against
     the *tilted* law: nll is the mean of -log p*(x) over a model's samples x, low where they crowd together.
     """
-    keys = jax.random.split(jax.random.key(seed), 3)
-    x = {name: draw(keys[0], m, num, task.shape, _STEPS, even=False) for name, m in (("base", base), ("tuned", tuned))}
+    starts, apart, directions, again, floors = jax.random.split(jax.random.key(seed), 5)
+    models = {"base": base, "tuned": tuned}
+    x = {k: draw(jax.random.clone(starts), m, num, task.shape, _STEPS, even=False) for k, m in models.items()}
     if task.name == "digits":
         return _of_digits(task, x)
     exact = task.tilted(temperature)
-    numbers = {name: _against(task, exact, keys[1], samples) for name, samples in x.items()}
-    ideal = _against(task, exact, keys[1], exact.sample(keys[2], num).reshape(num, *task.shape))
+    reference = exact.sample(apart, num).reshape(num, *task.shape)
+    numbers = {k: _against(task, exact, samples, reference, jax.random.clone(directions)) for k, samples in x.items()}
+    ideal = _against(task, exact, exact.sample(again, num).reshape(num, *task.shape), reference, directions)
     known = {f"{k}_exact": ideal[k] for k in ("mean", "cov", "nll", "mean_reward")}
     if hasattr(exact, "weights"):
         known["weights_exact"] = np.asarray(exact.weights, np.float64).tolist()
-    floor = nk.metrics.two_sample_floor(keys[2], exact, num)
+    floor = nk.metrics.two_sample_floor(floors, exact, num)
     return {**numbers["tuned"], "sw2_floor": float(floor), **known, "base": numbers["base"]}
 
 
-def _against(task: Named, exact: Any, key: Any, x: Any) -> dict[str, Any]:
+def _against(task: Named, exact: Any, x: Any, reference: Any, key: Any) -> dict[str, Any]:
     """The numbers of samples x [num, *shape] under the exact law; the covariance only in low dimensions."""
     flat = np.asarray(x, np.float64).reshape(x.shape[0], -1)
-    reference = exact.sample(key, x.shape[0]).reshape(x.shape)
     small = flat.shape[1] <= 16
     return {
-        "sw2": float(nk.metrics.sliced_wasserstein(jax.random.fold_in(key, 1), x, reference)),
+        "sw2": float(nk.metrics.sliced_wasserstein(key, x, reference)),
         "mean": flat.mean(0).tolist() if small else None,
         "cov": np.cov(flat.T).reshape(flat.shape[1], -1).tolist() if small else None,
         "weights": np.asarray(nk.metrics.mode_mass(x, exact)).tolist() if hasattr(exact, "weights") else None,
