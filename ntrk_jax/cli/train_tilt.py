@@ -65,6 +65,7 @@ def _positive(_ctx: Any, param: Any, value: float) -> float:
 @click.option("--batch", type=click.IntRange(1, 1 << 16), default=512, show_default=True, help="Samples a step.")
 @click.option("--rate", type=float, default=1e-3, show_default=True, callback=_positive, help="The learning rate.")
 @click.option("--width", type=click.IntRange(1, 4096), default=64, show_default=True, help="Of the network.")
+@click.option("--depth", type=click.IntRange(1, 64), default=3, show_default=True, help="Of the network.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Names every draw.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder for the model and its report.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that is there.")
@@ -76,7 +77,7 @@ def train_tilt(out: Path, overwrite: bool, **settings: Any) -> None:
     """
     from ntrk_jax.cli.checkpoints import MODEL, RECORD, describe, write_arrays
 
-    settings |= {"moments": "full", "hidden": 2 * settings["width"], "depth": 3}
+    settings |= {"moments": "full", "hidden": 2 * settings["width"]}
     task = problem(
         settings["target"], schedule=settings["schedule"], digit=settings["digit"], b=settings["b"],
     )  # fmt: skip

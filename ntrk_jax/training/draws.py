@@ -99,7 +99,7 @@ def draw(
         batch: samples at a time. even: whether the starts are even, or independent.
     """
     z = even_normal(key, num, shape) if even else jax.random.normal(key, (num, *shape))
-    size = min(batch, num)
+    size = math.ceil(num / math.ceil(num / batch))
     padded = jnp.concatenate([z, z[: -num % size]]).reshape(-1, size, *shape)
     return jnp.concatenate([_flows(model, part, num_steps) for part in padded])[:num]
 

@@ -24,7 +24,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +35,7 @@ from ntrk_jax.training.draws import draw
 from ntrk_jax.training.fit import FitState, _chunk, _recovered, restore, save
 from ntrk_jax.training.tilt_weights import centred, ess_step, pooled_weights, systematic
 from ntrk_jax.training.tilting import METHODS, TiltLoss
-from ntrk_jax.tree import pytree, replace, static
+from ntrk_jax.tree import Function, pytree, replace, static
 from ntrk_jax.typing import Array, Key, PyTree, Scalar
 
 __all__ = ["TiltPlan", "TiltState", "denoise", "tilt"]
@@ -202,12 +202,21 @@ def _step(rewards: np.ndarray, left: float, plan: TiltPlan) -> float:
 
 def _rewards(reward: Any, x: Array, batch: int) -> Array:
     """The reward of every sample, once, [num] float32."""
-    ask = jax.jit(jax.vmap(lambda one: jnp.asarray(reward(one), jnp.float32)))
-    size = min(batch, x.shape[0])
-    padded = jnp.concatenate([x, x[: -x.shape[0] % size]]).reshape(-1, size, *x.shape[1:])
-    return jnp.concatenate([ask(part) for part in padded])[: x.shape[0]]
+    asked = Function(reward) if jax.tree_util.all_leaves([reward]) else reward
+    return jnp.concatenate([_ask(asked, x[i : i + batch]) for i in range(0, x.shape[0], batch)])
 
 
+@jax.jit
+def _ask(reward: Any, x: Array) -> Array:
+    return jax.vmap(lambda one: jnp.asarray(reward(one), jnp.float32))(x)
+
+
+@jax.jit
+def _fitted(model: Any, x: Array, weights: Array) -> Any:
+    return model.fitted(x, weights)
+
+
+@cache
 def _optimizer(rate: float, num_steps: int) -> Any:
     import optax
 
@@ -230,7 +239,7 @@ def denoise(
 
 def _train(key: Key, model: Any, data: PyTree, weights: Array, plan: TiltPlan, optimizer: Any) -> tuple[Any, Array]:
     """A student of the model, with the moments of the weighted samples if it has moments; and its last loss."""
-    fitted = jax.jit(lambda m, x, w: m.fitted(x, w))(model, data[0], weights) if hasattr(model, "fitted") else model
+    fitted = _fitted(model, data[0], weights) if hasattr(model, "fitted") else model
     spread = jnp.sqrt(jnp.mean(jnp.var(data[0], axis=0)))
     anchor = None if plan.method == "weighted" else model
     loss = TiltLoss(
