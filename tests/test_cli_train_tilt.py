@@ -12,21 +12,6 @@ from ntrk_jax.cli import train_tilt as command
 from ntrk_jax.cli.checkpoints import tuned_problem
 
 TINY = ["--base-steps", 4, "--base-samples", 256, "--samples", 64, "--steps", 2, "--rounds", 2, "--batch", 16]
-    "--base-steps",
-    4,
-    "--base-samples",
-    256,
-    "--samples",
-    64,
-    "--steps",
-    2,
-    "--rounds",
-    2,
-    "--width",
-    8,
-    "--depth",
-    1,
-]
 TINY += ["--width", 8, "--depth", 1, "--b", "0.5,4", "--temperature", 2, "--schedule", "RectifiedFlow(shift=2.0)"]
 KEYS = ("sw2", "sw2_floor", "mean", "cov", "weights", "nll", "nll_exact", "seconds")
 
