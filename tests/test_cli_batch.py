@@ -54,9 +54,7 @@ def test_a_dry_run_shows_memory_and_writes_nothing(plan, tmp_path):
 
 
 def test_units_that_override(plan, tmp_path):
-    plan.write_text(
-        PLAN.replace('"base"', '"dps"') + "[[units]]\nstrength = 0.5\n[[units]]\nname = 'b'\nstrength = 1\n"
-    )
+    plan.write_text(PLAN + "[[units]]\nkernel = 'DDIM(eta=0.5)'\n[[units]]\nname = 'b'\nseed = 1\n")
     shown = invoke("batch", plan, "--store", tmp_path / "store")
     assert shown.exit_code == 0, shown.output
     x = arrays(tmp_path / "store")["x"]
@@ -106,7 +104,7 @@ COMMAND = [sys.executable, "-c", "from ntrk_jax.cli import main; main()", "batch
 
 
 def start(plan, store, cache):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     options = [str(plan), "--store", str(store), "--devices", "2", "--cache", str(cache)]
     return subprocess.Popen([*COMMAND, *options], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -117,9 +115,9 @@ def marks(store):
 
 
 def test_killed_and_started_again_equals_a_run_that_was_not(plan, tmp_path):
-    plan.write_text(PLAN.replace("steps = 3", "steps = 300").replace("num = 40", "num = 800"))
+    plan.write_text(PLAN.replace("steps = 3", "steps = 100").replace("num = 40", "num = 480"))
     store, cache = tmp_path / "store", tmp_path / "cache"
-    for wanted in (1, 40):  # killed with so many chunks marked
+    for wanted in (1, 25):  # killed with so many chunks marked
         process, kept = start(plan, store, cache), files(store)
         while len(marks(store)) < wanted and process.poll() is None:
             time.sleep(0.002)
@@ -128,9 +126,9 @@ def test_killed_and_started_again_equals_a_run_that_was_not(plan, tmp_path):
         assert process.returncode == -signal.SIGKILL
         now = files(store)
         assert all(now[name] == data for name, data in kept.items() if ".partial" not in name)
-    assert 40 <= len(marks(store)) < 100
-    for folder in (store, tmp_path / "whole"):
-        process = start(plan, folder, cache)
-        said = process.communicate(timeout=100)[0]
-        assert process.returncode == 0, said
+    assert 25 <= len(marks(store)) < 60
+    process = start(plan, store, cache)
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 0, said
+    assert invoke("batch", plan, "--store", tmp_path / "whole", "--devices", 2).exit_code == 0
     assert files(store) == files(tmp_path / "whole")
