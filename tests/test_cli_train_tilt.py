@@ -89,6 +89,16 @@ def test_sampling_on_top(folder, tmp_path):
     refused(invoke("sample", "--checkpoint", out, "--digit", 3), "--digit")
 
 
+def test_a_batch_plan_names_the_folder(folder, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(f'checkpoint = "{folder[0]}"\nmethod = "base"\nnum = 4\nsteps = 2\n')
+    shown = invoke("batch", plan, "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert "4 samples of shape [2]" in shown.stdout
+    plan.write_text(plan.read_text() + 'target = "das9"\n')
+    refused(invoke("batch", plan, "--dry-run"), "is a model of two_modes, got --target das9")
+
+
 def broken(out, tmp_path, **changes):
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.core import Step
+from ntrk_jax.grids import check_schedule
 from ntrk_jax.tree import describe
 
 __all__ = ["Group", "Plan", "Unit", "grouped", "make_plan"]
@@ -56,8 +57,7 @@ class Plan:
         settings: anything that JSON can hold, for instance the file the plan was read from; kept with the results.
 
     Raises:
-        ValueError: if two units share a name, a count is not positive, or a chunk would hold rows of two different
-            programs.
+        ValueError: if two units share a name, a count is not positive, or a grid is not of its sampler's schedule.
     """
 
     units: tuple[Unit, ...]
@@ -79,6 +79,8 @@ class Plan:
         for seed in (self.seed, *(unit.seed for unit in self.units if unit.seed is not None)):
             if not 0 <= seed < 2**32:
                 raise ValueError(f"seeds must be between 0 and 2^32 - 1, got {seed}.")
+        for unit in self.units:
+            check_schedule(unit.sampler, unit.steps)
         object.__setattr__(self, "chunk", min(self.chunk, self.total))
         names = [unit.name for unit in self.units]
         tags = {_tag(name): name for name in names}

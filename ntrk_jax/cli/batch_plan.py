@@ -1,6 +1,6 @@
 """From a plan in TOML to a `batch.Plan`: every entry is checked, unknown ones are refused with the known names.
 
-target = "das9"        # or checkpoint = "digits.npz"
+target = "das9"        # or checkpoint = "digits.npz", or the folder of a tuned model
 method = "ntrk"
 steps = 100
 num = 100_000          # samples (of each unit)
@@ -20,6 +20,7 @@ from typing import Any
 import ntrk_jax as nk
 from ntrk_jax.batch import Plan, Unit
 from ntrk_jax.cli.build import Choices, build
+from ntrk_jax.cli.checkpoints import is_folder, tuned_problem
 from ntrk_jax.cli.console import BadInput, user_input
 from ntrk_jax.cli.problems import problem
 
@@ -51,14 +52,12 @@ def read_plan(path: Path) -> Plan:
     for name in ("mixture", "reward"):
         if name in entries and not isinstance(entries[name], dict):
             raise BadInput(f"{path}: {name} must be a table [{name}].")
-    if "target" not in entries and "checkpoint" in entries:
-        entries["target"] = "digits"
     units = _units(entries, str(path))
     plain = {k: v for k, v in entries.items() if k not in ("units", "digits")}
     for unit in units or [{}]:
         for name in ("target", "method", "num"):
-            if name not in plain | unit:
-                hint = ' (or checkpoint = "FILE.npz")' if name == "target" else ""
+            if name not in plain | unit and not (name == "target" and "checkpoint" in plain | unit):
+                hint = " (or a checkpoint)" if name == "target" else ""
                 raise BadInput(f"{path} needs an entry {name}{hint}.")
     return _plan(plain, units, entries, path)
 
@@ -82,15 +81,9 @@ def _plan(plain: dict[str, Any], units: list[dict[str, Any]], entries: dict[str,
 
 def _sampler(entry: dict[str, Any], known: dict[tuple, Any], path: Path) -> tuple[Any, Any, tuple[int, ...]]:
     """The sampler, grid and shape of one unit; problems that were made before are shared."""
-    checkpoint = entry.get("checkpoint")
-    name = (entry["target"], entry.get("schedule"), entry.get("digit"), checkpoint)
+    name = tuple(entry.get(k) for k in ("target", "schedule", "digit", "checkpoint"))
     if name not in known:
-        with user_input(str(path)):
-            known[name] = problem(
-                entry["target"], schedule=entry.get("schedule"), digit=entry.get("digit"),
-                checkpoint=None if checkpoint is None else _beside(path, checkpoint),
-                tables={k: entry[k] for k in ("mixture", "reward") if k in entry},
-            )  # fmt: skip
+        known[name] = _problem(entry, path)
     task = known[name]
     extra = tuple(f"{k}={v}" for k, v in entry.get("set", {}).items())
     choices = Choices(
@@ -98,6 +91,20 @@ def _sampler(entry: dict[str, Any], known: dict[tuple, Any], path: Path) -> tupl
         entry.get("value", "plug-in"), extra,
     )  # fmt: skip
     return build(entry["method"], task, choices), nk.grid(task.schedule, nk.grids.uniform(entry["steps"])), task.shape
+
+
+def _problem(entry: dict[str, Any], path: Path) -> Any:
+    """The named problem of a unit, or that of its checkpoint."""
+    target, schedule, digit = (entry.get(k) for k in ("target", "schedule", "digit"))
+    checkpoint = None if "checkpoint" not in entry else _beside(path, entry["checkpoint"])
+    if is_folder(checkpoint):
+        if schedule is not None:
+            raise BadInput(f"{path}: schedule is fixed by the checkpoint, whose network was trained on its own.")
+        assert checkpoint is not None
+        return tuned_problem(checkpoint, target, digit)
+    tables = {k: entry[k] for k in ("mixture", "reward") if k in entry}
+    with user_input(str(path)):
+        return problem(target or "digits", schedule=schedule, digit=digit, checkpoint=checkpoint, tables=tables)
 
 
 def _beside(path: Path, name: str) -> Path:
