@@ -102,7 +102,13 @@ class Study:
         """The model after iterative tilting."""
         began, rounds = time.perf_counter(), []
         state = tilt(
-            jax.random.key(0), self.base, reward, SHAPE, temperature=temperature, plan=PLAN, progress=rounds.append
+            jax.random.key(self.options.training_seed),
+            self.base,
+            reward,
+            SHAPE,
+            temperature=temperature,
+            plan=PLAN,
+            progress=rounds.append,
         )
         calls, spent = len(rounds) * PLAN.num_samples, time.perf_counter() - began
         report("digits_tilt", f"training: {name}", rounds=len(rounds), reward_calls=calls, seconds=spent)
@@ -204,6 +210,7 @@ def main():
     parser.add_argument("--score", choices=("digit", "ink"), default="digit")
     parser.add_argument("--digit", type=int, default=3)
     parser.add_argument("--temperature", type=float)
+    parser.add_argument("--training-seed", type=int, default=0, help="of the tuning; the others are of the draws")
     parser.add_argument("--num", type=int, default=512)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
