@@ -38,6 +38,8 @@ COMMANDS = {
     "implicit": ["--b", "0.5,4", "--method", "implicit"],
     "weighted": ["--b", "0.5,4", "--method", "weighted"],
     "step": ["--target", "step"],
+    "step_implicit": ["--target", "step", "--method", "implicit"],
+    "step_weighted": ["--target", "step", "--method", "weighted"],
 }
 SHOWN = ("sw2", "sw2_floor", "mean", "mean_exact", "weights", "weights_exact", "nll", "nll_exact", "mean_reward",
          "mean_reward_exact")  # fmt: skip

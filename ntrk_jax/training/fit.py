@@ -24,7 +24,7 @@ from ntrk_jax.typing import Array, Key, PyTree
 if TYPE_CHECKING:
     import optax
 
-__all__ = ["FitState", "fit", "restore", "save"]
+__all__ = ["FitState", "fit", "recovered", "restore", "save", "stepper"]
 
 
 class FitState(NamedTuple):
@@ -74,9 +74,9 @@ def fit(
     if min(num_steps, batch_size, chunk) < 1:
         raise ValueError(f"num_steps, batch_size and chunk must be positive, got {num_steps, batch_size, chunk}.")
     state = FitState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), jnp.zeros((), jnp.float32))
-    if checkpoint is not None and _recovered(checkpoint).exists():
+    if checkpoint is not None and recovered(checkpoint).exists():
         state = restore(checkpoint, state)
-    advance = _chunk(loss, optimizer, batch_size)
+    advance = stepper(loss, optimizer, batch_size)
     while int(state.step) < num_steps:
         state = advance(key, data, decay, state, min(chunk, num_steps - int(state.step)))
         if checkpoint is not None:
@@ -86,8 +86,8 @@ def fit(
     return state
 
 
-def _chunk(loss: Callable, optimizer: optax.GradientTransformation, batch_size: int) -> Callable:
-    """The jitted function that takes a state `length` steps further."""
+def stepper(loss: Callable, optimizer: optax.GradientTransformation, batch_size: int) -> Callable:
+    """The jitted function (key, data, decay, state, length) -> the state `length` steps further."""
     import optax
 
     def step(loss: Callable, key: Key, data: PyTree, decay: Any, state: FitState) -> tuple[FitState, Array]:
@@ -124,7 +124,7 @@ def save(path: str | os.PathLike, state: PyTree) -> None:
     """
     import orbax.checkpoint as ocp
 
-    path = _recovered(path)
+    path = recovered(path)
     new, old = _beside(path)
     with ocp.StandardCheckpointer() as writer:
         writer.save(new, state, force=True)
@@ -139,7 +139,7 @@ def _beside(path: Path) -> tuple[Path, Path]:
     return path.with_name(path.name + ".ntrk-new"), path.with_name(path.name + ".ntrk-old")
 
 
-def _recovered(path: str | os.PathLike) -> Path:
+def recovered(path: str | os.PathLike) -> Path:
     """The absolute path, after finishing a swap that was interrupted.
 
     orbax gives a folder its name only when it is complete, so a new one without a folder at `path` may take the place.
@@ -164,7 +164,7 @@ def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
         with ocp.StandardCheckpointer() as reader:
-            out = reader.restore(_recovered(path), shapes)
+            out = reader.restore(recovered(path), shapes)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.training.draws import draw
-from ntrk_jax.training.fit import FitState, _chunk, _recovered, restore, save
+from ntrk_jax.training.fit import FitState, recovered, restore, save, stepper
 from ntrk_jax.training.tilt_weights import centred, ess_step, pooled_weights, systematic
 from ntrk_jax.training.tilting import METHODS, TiltLoss
 from ntrk_jax.tree import Function, pytree, replace, static
@@ -141,7 +141,7 @@ def tilt(
         model, jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((*sets, *shape)), jnp.zeros(sets),
         jnp.full((plan.keep,), jnp.nan), jnp.full((MAX_ROUNDS, 5), jnp.nan),
     )  # fmt: skip
-    if checkpoint is not None and _recovered(checkpoint).exists():
+    if checkpoint is not None and recovered(checkpoint).exists():
         state = restore(checkpoint, state)
     optimizer = _optimizer(plan.rate, plan.num_steps)
     while float(state.reached) < 1.0:
@@ -258,4 +258,4 @@ def _steps(
     key: Key, loss: TiltLoss, data: PyTree, decay: Any, state: FitState, optimizer: Any, batch_size: int, length: int
 ) -> FitState:
     """The steps of a round, with the loss as an argument: other moments, anchors and steps compile nothing new."""
-    return _chunk(loss, optimizer, batch_size)(key, data, decay, state, length)
+    return stepper(loss, optimizer, batch_size)(key, data, decay, state, length)
