@@ -70,6 +70,19 @@ def test_a_stopped_run_goes_on_to_the_same_end(finished, tmp_path, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+def test_sampling_with_what_was_learned(finished, tmp_path):
+    drawn = tmp_path / "s.npz"
+    args = ("sample", "--method", "tds", "--particles", 4, "--num", 4, "--steps", 2, "--value", finished[0])
+    result = invoke(*args, "--target", "skew2", "--out", drawn)
+    assert result.exit_code == 0, result.output
+    with np.load(drawn) as got:
+        assert (got["evals_model_vjp"] == 0).all(), "the learned value asks nothing of the model"
+        assert "values.Learned" in str(got["sampler"])
+    refused(invoke(*args, "--target", "skew3"), "--value", "shape (2,), got (3,)")
+    refused(invoke(*args, "--target", "skew2", "--schedule", "VE"), "--value", "was made for")
+    refused(invoke(*args[:-1], tmp_path, "--target", "skew2"), "--value", "holds no value")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [(("--target", "digits"), "no tilted law"), (("--target", "nothing"), "unknown target"), (("--loss", "mse"), "mse"),

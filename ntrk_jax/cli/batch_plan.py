@@ -86,9 +86,10 @@ def _sampler(entry: dict[str, Any], known: dict[tuple, Any], path: Path) -> tupl
         known[name] = _problem(entry, path)
     task = known[name]
     extra = tuple(f"{k}={v}" for k, v in entry.get("set", {}).items())
+    value = entry.get("value", "plug-in")
     choices = Choices(
         entry.get("strength"), entry.get("temperature"), entry.get("particles"), entry.get("kernel"),
-        entry.get("value", "plug-in"), extra,
+        value if value in ("plug-in", "exact") else str(_beside(path, value)), extra,
     )  # fmt: skip
     return build(entry["method"], task, choices), nk.grid(task.schedule, nk.grids.uniform(entry["steps"])), task.shape
 
@@ -143,5 +144,3 @@ def _check(entry: dict[str, Any], known: list[str], where: str) -> None:
             raise BadInput(f"{where}: {name} must be text, got {value!r}.")
         if name == "set" and not isinstance(value, dict):
             raise BadInput(f"{where}: set must be a table [set], got {value!r}.")
-    if entry.get("value", "plug-in") not in ("plug-in", "exact"):
-        raise BadInput(f"{where}: value must be plug-in or exact, got {entry['value']!r}.")

@@ -13,8 +13,6 @@ from ntrk_jax.cli.problems import Named, is_number, parse
 
 __all__ = ["Choices", "aimed_temperature", "build"]
 
-_VALUES = ("plug-in", "exact")
-
 
 class Choices(NamedTuple):
     """The options of a method; None is the method's default."""
@@ -45,9 +43,9 @@ def build(method: str, task: Named, choices: Choices) -> Any:
         _require_option(method, entry, "kernel", "--kernel")
         with user_input("--kernel"):
             options["kernel"] = parse(choices.kernel, "kernels")
-    if choices.value == "exact":
-        _require_option(method, entry, "value", "--value exact")
-        options["value"] = _exact(task, aimed_temperature(method, choices))
+    if choices.value != "plug-in":
+        _require_option(method, entry, "value", f"--value {choices.value}")
+        options["value"] = _value(task, choices.value, aimed_temperature(method, choices))
     options |= dict(_extra(method, entry, item) for item in choices.extra)
     with user_input(f"--method {method}"):
         sampler = entry.build(task.model, task.reward, task.shape, **options)
@@ -107,11 +105,22 @@ def _strength(method: str, entry: Any, choices: Choices) -> dict[str, Any]:
     return {} if value is None else {entry.strength: value}
 
 
-def _exact(task: Named, temperature: float) -> Any:
-    if task.law is None:
+def _value(task: Named, value: str, temperature: float) -> Any:
+    """The exact value, or the learned one of a folder."""
+    if value == "exact" and task.law is None:
         raise BadInput(f"--value exact needs a target whose law is known, not {task.name}.")
-    with user_input("--value exact"):
-        return nk.values.Exact(task.law, task.schedule, task.reward, temperature if math.isfinite(temperature) else 1.0)
+    with user_input(f"--value {value}"):
+        if value == "exact":
+            beta = temperature if math.isfinite(temperature) else 1.0
+            return nk.values.Exact(task.law, task.schedule, task.reward, beta)
+        import jax
+
+        from ntrk_jax.training import load_value
+
+        learned = load_value(value)
+        nk.grids.check_schedule(learned, nk.grid(task.schedule, nk.grids.uniform(4)))
+        jax.eval_shape(lambda x: learned(jax.random.key(0), x, 0.5), jax.ShapeDtypeStruct(task.shape, "float32"))
+        return learned
 
 
 def _accepts(entry: Any) -> tuple[set[str], bool]:

@@ -65,7 +65,8 @@ def _as_text(value: Any) -> Any:
 @click.option("--digit", type=click.IntRange(0, 9), help="The digit that the reward asks for.")
 @click.option("--kernel", help="The base kernel, e.g. 'DDIM(eta=0.5)' or FlowSDE.")
 @click.option("--schedule", help="The noise schedule of a mixture, e.g. RectifiedFlow or 'VPLinear(beta_max=15.0)'.")
-@click.option("--value", type=click.Choice(["plug-in", "exact"]), default="plug-in", help="What stands for the value.")
+@click.option("--value", default="plug-in", show_default=True, metavar="plug-in|exact|DIR",
+              help="What stands for the value; DIR was written by `ntrk train guidance`.")  # fmt: skip
 @click.option("--set", "extra", multiple=True, metavar="NAME=VALUE", help="Another option of the method, repeatable.")
 @click.option("--batch", type=click.IntRange(1, 1_000_000), default=256, show_default=True, help="Samples at a time.")
 @click.option(
