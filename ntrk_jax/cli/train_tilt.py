@@ -134,7 +134,7 @@ def _train(task: Named, settings: dict[str, Any], work: Path, progress: Progress
     plan = TiltPlan(
         settings["method"], num_rounds=settings["rounds"], ess=settings["ess"], num_samples=settings["samples"],
         keep=settings["keep"], num_steps=settings["steps"], batch_size=settings["batch"], rate=settings["rate"],
-        num_refresh=settings["refresh"],
+        num_refresh=settings["refresh"], kind="x0" if task.name == "digits" else "auto",
     )  # fmt: skip
     with user_input("training"):
         state = tilt(
