@@ -149,6 +149,8 @@ def sweep(shapes):
 
             took = seconds(jax.jit(visit), z, table)
             show(case="sweep", shape=shape, domain=name, ms=1e3 * took, sort_ms=1e3 * sort, sorts=took / sort)
+        one = jax.jit(lambda x, rule: rule(x))
+        show(case="one sweep, all domains", shape=shape, ms=1e3 * seconds(one, z, TypicalSet(shape, max_sweeps=1)))
         g = structured(shape)["1/f^1"]
         for rule in (W, Certified(shape)):
             show(case="whole", shape=shape, rule=type(rule).__name__, input="1/f^1", ms=1e3 * seconds(jax.jit(rule), g))
@@ -156,7 +158,7 @@ def sweep(shapes):
 
 def main():
     quick = "--quick" in sys.argv
-    sweep([(128, 128, 4)] if quick else [(128, 128, 4), (65536,), (16, 32, 32, 4)])
+    sweep([(128, 128, 4)] if quick else [(128, 128, 4), (65536,), (16, 32, 32, 4), (128, 128, 16), (4096, 64)])
     vectors = [(1024,), (16, 16, 4)]
     images = [(4096,), (32, 32, 4), (16384,), (64, 64, 4), (4, 64, 64, 1), (65536,), (64, 64, 16), (16, 64, 64, 1)]
     structured_shapes = [(64, 64, 4), (32, 32, 3), (8, 8, 1), (64,), (4096,), (256, 16), (16, 32, 32, 4)]
