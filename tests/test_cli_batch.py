@@ -73,7 +73,8 @@ REFUSED = [
     (PLAN.replace('"base"', '"nope"'), ["unknown method 'nope'"]),
     (PLAN.replace('"skew2"', "2"), ["target must be text"]),
     ("temperature = nan\n" + PLAN, ["temperature must be a finite number"]),
-    ("value = 'best'\n" + PLAN, ["value must be plug-in or exact"]),
+    ("value = 'best'\n" + PLAN.replace("base", "tds"), ["--value", "best holds no value"]),
+    ("value = 'best'\n" + PLAN, ["base has no --value"]),
     ("digits = 3\n" + PLAN, ["digits must be a list"]),
     ("units = 3\n" + PLAN, ["units must be tables"]),
     ("mixture = 3\n" + PLAN, ["mixture must be a table"]),
@@ -115,9 +116,9 @@ def marks(store):
 
 
 def test_killed_and_started_again_equals_a_run_that_was_not(plan, tmp_path):
-    plan.write_text(PLAN.replace("steps = 3", "steps = 100").replace("num = 40", "num = 480"))
+    plan.write_text(PLAN.replace("steps = 3", "steps = 100").replace("num = 40", "num = 1200"))
     store, cache = tmp_path / "store", tmp_path / "cache"
-    for wanted in (1, 25):  # killed with so many chunks marked
+    for wanted in (1, 40):  # killed with so many chunks marked
         process, kept = start(plan, store, cache), files(store)
         while len(marks(store)) < wanted and process.poll() is None:
             time.sleep(0.002)
@@ -126,7 +127,7 @@ def test_killed_and_started_again_equals_a_run_that_was_not(plan, tmp_path):
         assert process.returncode == -signal.SIGKILL
         now = files(store)
         assert all(now[name] == data for name, data in kept.items() if ".partial" not in name)
-    assert 25 <= len(marks(store)) < 60
+    assert 40 <= len(marks(store)) < 150
     process = start(plan, store, cache)
     said = process.communicate(timeout=100)[0]
     assert process.returncode == 0, said
