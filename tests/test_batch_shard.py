@@ -63,9 +63,8 @@ def test_parameters_sharded_by_rules(alone, tmp_path, axes):
     assert program.collectives != []  # the weights are gathered: the search for collectives does find them
     k = next(k for k, path in enumerate(grouped(planned.units)[0].paths) if path.endswith(".weights"))
     assert program.common[k].addressable_shards[0].data.shape == (2, 8)
-    if axes == "auto":
-        batch.run(planned, tmp_path / "store", axes=axes, rules=rules)
-        np.testing.assert_allclose(arrays(tmp_path / "store")["x"], arrays(alone)["x"], atol=1e-5)
+    batch.run(planned, tmp_path / "store", axes=axes, rules=rules)
+    np.testing.assert_allclose(arrays(tmp_path / "store")["x"], arrays(alone)["x"], atol=1e-5)
 
 
 PROCESS = """
