@@ -25,6 +25,8 @@ SIZES = {  # width, heads, double blocks, single blocks
     "billion": (1536, 12, 10, 20),
     "flux": (3072, 24, 19, 38),
 }
+VIDEO = {"small": (96, 4), "medium": (768, 16), "billion": (1536, 16), "flux": (3072, 32)}
+"""Width and heads for three axes of space, which share each head."""
 LATENTS = {"image": ((128, 128, 16), (2, 2)), "video": ((8, 64, 64, 8), (1, 2, 2))}
 NUM_TEXT, TEXT_WIDTH = 64, 256
 
@@ -48,6 +50,8 @@ def decode_and_score(params, x):
 def workload(args):
     """The model, the reward, the latents' shape and dtype."""
     width, heads, double, single = SIZES[args.size]
+    if args.latents == "video":
+        width, heads = VIDEO[args.size]
     shape, patch = LATENTS[args.latents]
     dtype = jnp.dtype(args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     net = nk.models.MMDiT(
