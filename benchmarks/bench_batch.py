@@ -196,16 +196,24 @@ def stored(plan, folder, keep=True):
 
 
 def overhead(folder):
-    """The price of storing where a step of a chunk takes about 10 ms."""
-    rng = np.random.default_rng(0)
+    """The price of storing where a step of a chunk takes about 10 ms: as many layers as that asks for here."""
     size, steps = 3072, nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(20))
-    weights = [jnp.asarray(rng.standard_normal((size, size)) / size**0.5, jnp.float32) for _ in range(2)]
     reward = nk.rewards.Linear(np.ones(size, np.float32) / size)
-    sampler = nk.Single(nk.Look(Layers(weights), reward), nk.kernels.DDIM())
-    plan = batch.make_plan(sampler, steps, (size,), num=16 * 24, chunk=16)
+
+    def layered(num):
+        rng = np.random.default_rng(0)
+        weights = [jnp.asarray(rng.standard_normal((size, size)) / size**0.5, jnp.float32) for _ in range(num)]
+        sampler = nk.Single(nk.Look(Layers(weights), reward), nk.kernels.DDIM())
+        return batch.make_plan(sampler, steps, (size,), num=16 * 24, chunk=16)
+
+    def step(wall):
+        return wall / (24 * steps.num_steps)
+
+    layers = max(2, round(2 * 0.01 / step(stored(layered(2), folder / "s", False)[0])))
+    plan = layered(layers)
     runs = np.array([[stored(plan, folder / "s", keep) for keep in (False, True)] for _ in range(6)])
     wall, wall_kept = np.median(runs, axis=0)[:, 0]
-    report("batch", "storing beside not storing", milliseconds_a_step=1e3 * wall / (plan.num_chunks * steps.num_steps),
+    report("batch", "storing beside not storing", milliseconds_a_step=1e3 * step(wall), layers=layers,
            wall_overhead_median=wall_kept / wall - 1, best_overhead=float(np.divide(*runs.min(axis=0)[::-1, 0]) - 1),
            cpu_milliseconds_a_chunk=1e3 * cpu_a_write(plan, folder / "w"), runs=len(runs),
            bytes_a_sample=4 * (size + 7))  # fmt: skip
