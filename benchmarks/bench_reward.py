@@ -67,12 +67,13 @@ def _cell(entry):
     return f"{mean['mean_reward']:.1f} / {mean['held_out']:.1f} ({mean['distance_ratio']:.2f}{far})"
 
 
-def verdict(found, ours="ntrk"):
+def verdict(found):
     """NTRK at the smallest budget beside the best rivals at the largest and at the same, all near real digits."""
     budgets = sorted({nfe for row in found.values() for nfe in row})
-    if ours not in found or budgets[0] not in found[ours]:
+    ours = [name for name in found if name.startswith("ntrk") and budgets[0] in found[name]]
+    if not ours:
         return "no verdict: NTRK is missing"
-    lines = [f"NTRK at {budgets[0]} NFE: {_numbers(found[ours][budgets[0]]['mean'])}."]
+    lines = [f"{name} at {budgets[0]} NFE: {_numbers(found[name][budgets[0]]['mean'])}." for name in ours]
     for nfe in dict.fromkeys((budgets[-1], budgets[0])):
         rivals = {n: row[nfe]["mean"] for n, row in found.items() if nfe in row and not n.startswith(_OURS)}
         rivals = {n: mean for n, mean in rivals.items() if mean["distance_ratio"] <= RATIO}

@@ -6,7 +6,7 @@ from ntrk_jax.guidance.dps import DPS
 from ntrk_jax.guidance.freedom import FreeDoM
 from ntrk_jax.guidance.limit import Limit
 from ntrk_jax.guidance.mpgd import MPGD
-from ntrk_jax.guidance.ntrk import NTRK, Calibrated
+from ntrk_jax.guidance.ntrk import NTRK, Calibrated, Steady
 from ntrk_jax.guidance.tfg import TFG, Structure
 from ntrk_jax.guidance.twisted import Twisted
 from ntrk_jax.guidance.ugd import UGD
@@ -14,5 +14,5 @@ from ntrk_jax.guidance.velocity import FirstOrder, Reweighted
 
 __all__ = [
     "DPS", "MPGD", "NTRK", "TFG", "UGD", "Calibrated", "FirstOrder", "FreeDoM", "Limit", "MomentMatched", "Reweighted",
-    "Structure", "Sum", "Twisted", "Unguided", "Window",
+    "Steady", "Structure", "Sum", "Twisted", "Unguided", "Window",
 ]  # fmt: skip

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from ntrk_jax.core import Denoiser, Kernel, Reward, Value, Whitening
-from ntrk_jax.guidance import NTRK, Calibrated
+from ntrk_jax.guidance import NTRK, Calibrated, Steady
 from ntrk_jax.guidance.base import Strength
+from ntrk_jax.kernels import DDIM
+from ntrk_jax.look import Look
 from ntrk_jax.methods.entry import GRAD, VJP, Entry, guided
 from ntrk_jax.samplers import Single
 from ntrk_jax.typing import Scalar
 from ntrk_jax.whitening import TypicalSet
 
-__all__ = ["calibrated", "ntrk", "ntrk_mixed"]
+__all__ = ["calibrated", "ntrk", "ntrk_mixed", "ntrk_x0"]
 
 
 def ntrk(
@@ -20,7 +22,7 @@ def ntrk(
     reward: Reward,
     shape: tuple[int, ...],
     *,
-    strength: Strength | Calibrated = 0.05,
+    strength: Strength | Calibrated | Steady = 0.05,
     where: str = "gradient",
     whiten: Whitening | None = None,
     kernel: Kernel | None = None,
@@ -43,6 +45,22 @@ def calibrated(model: Denoiser, reward: Reward, shape: tuple[int, ...], *, tempe
     return ntrk(model, reward, shape, strength=Calibrated(temperature), where="mixed", **parts)
 
 
+def ntrk_x0(
+    model: Denoiser,
+    reward: Reward,
+    shape: tuple[int, ...],
+    *,
+    strength: Scalar = 0.5,
+    where: str = "gradient",
+    whiten: Whitening | None = None,
+    kernel: Kernel | None = None,
+    value: Value | None = None,
+) -> Single:
+    """NTRK without a backward pass: the reward's own gradient at x0 is whitened, at a strength steady over grids."""
+    rule = NTRK(whiten or TypicalSet(shape), Steady(strength), where, through=False)
+    return Single(Look(model, reward, value=value), kernel or DDIM(eta=1.0), rule)
+
+
 _RHOS = (0.003, 0.01, 0.03, 0.1, 0.3)
 _TYPICAL = "no; typical noise"
 
@@ -52,6 +70,10 @@ ENTRIES: dict[str, Entry] = {
     ),
     "ntrk_mixed": Entry(
         ntrk_mixed, "NTRK, mixture whitened", GRAD, VJP, _TYPICAL, "strength", 0.0, high=1.0, tries=_RHOS
+    ),
+    "ntrk_x0": Entry(
+        ntrk_x0, "NTRK, no backward pass", GRAD, "1 NFE, 1 reward gradient", _TYPICAL, "strength", 0.0,
+        tries=(0.125, 0.25, 0.5, 1.0, 2.0),
     ),
     "calibrated": Entry(
         calibrated, "NTRK at a temperature", GRAD, VJP, "the tilted law as steps grow, for an exact value",
