@@ -128,15 +128,15 @@ jax.monitoring.register_event_duration_secs_listener(
     lambda event, _, **more: COMPILED.append(event) if event.endswith("backend_compile_duration") else None
 )
 
-FULL = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
-"""The compiler options of a user's run, for bitwise comparisons of two programs."""
+EXACT = {"xla_backend_optimization_level": 1} if jax.config.read("jax_disable_most_optimizations") else {}
+"""Compiler options for bitwise comparisons of two programs, which without optimisations may round apart."""
 
 
 @functools.lru_cache
-def batched(full=False):
+def batched(exact=False):
     """vmap of run over keys, noises and the poison of each sample, jitted; the record is (state, info) of each step.
 
-    full: with the compiler options of a user's run, and without a record.
+    exact: with the options for bitwise comparisons, and without a record.
     """
 
     def poisoned(sampler, poison):
@@ -146,13 +146,13 @@ def batched(full=False):
         return jax.tree_util.tree_map_with_path(swap, sampler)
 
     def one(sampler, key, x, poison, grid):
-        record = (lambda *_: ()) if full else (lambda state, info: (state, info))
+        record = (lambda *_: ()) if exact else (lambda state, info: (state, info))
         return nk.run(poisoned(sampler, poison), key, x, grid, record=record)
 
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, None)), compiler_options=FULL if full else None)
+    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, None)), compiler_options=EXACT if exact else None)
 
 
-def go(sampler, key, x, poison=None, full=False):
+def go(sampler, key, x, poison=None, exact=False):
     """Run a batch; poison [BATCH] is 1 where the reward is to be NaN."""
     clean = jnp.zeros(BATCH, jnp.float32) if poison is None else poison
-    return batched(full)(sampler, key, x, clean, rows(sampler))
+    return batched(exact)(sampler, key, x, clean, rows(sampler))

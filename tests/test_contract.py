@@ -134,8 +134,8 @@ def test_strength_off_is_the_unguided_sampler_bitwise(case):
         pytest.skip("has no strength that turns it off")
     off = build(name, shape, poison=jnp.float32(0), **{entry.strength: jnp.float32(entry.off)})
     plain = entry.unguided(off)
-    full = x.dtype == jnp.float32
-    expected, actual = go(plain, keys(), x, full=full)[0], go(off, keys(), x, full=full)[0]
+    exact = x.dtype == jnp.float32
+    expected, actual = go(plain, keys(), x, exact=exact)[0], go(off, keys(), x, exact=exact)[0]
     np.testing.assert_array_equal(actual.look.x, expected.look.x)
     if not isinstance(plain, nk.BestOfN):
         np.testing.assert_array_equal(actual.log_weights, np.zeros(BATCH))

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import FULL, SHAPES, Near, Shrink, problem, schedule, steps
+from catalogue import EXACT, SHAPES, Near, Shrink, problem, schedule, steps
 
 import ntrk_jax as nk
 from ntrk_jax.schedules import rates
@@ -125,7 +125,7 @@ def test_best_of_n_never_chooses_a_reward_that_is_not_finite():
 def test_a_sample_does_not_depend_on_the_size_of_its_batch():
     """To rounding: XLA compiles another program for another size."""
     rule = nk.guidance.NTRK(nk.whitening.UnitNorm(), 0.1)
-    run = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)), compiler_options=FULL)
+    run = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)), compiler_options=EXACT)
     x = jax.random.normal(jax.random.key(0), (7, *SHAPE))
     keys = jax.random.split(jax.random.key(1), 7)
     sampler = nk.Single(look(grad=True), nk.kernels.DDIM(), rule)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import Near, Shrink, schedule, steps
+from catalogue import EXACT, Near, Shrink, schedule, steps
 
 import ntrk_jax as nk
 from ntrk_jax.samplers import SVDD, Beam, Blocks, Pruned, Widening
@@ -15,7 +15,7 @@ KERNEL = nk.kernels.DDIM()
 STILL = nk.kernels.FlowODE()
 
 
-RUN = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)))
+RUN = jax.jit(jax.vmap(nk.run, in_axes=(None, 0, 0, None)), compiler_options=EXACT)
 ONE = jax.jit(nk.run)
 
 
