@@ -32,8 +32,8 @@ def best_of_n(
     grad: bool = False,
 ):
     """Best of N independent runs, of the base sampler or of a guided one."""
-    sampler = Single(Look(model, reward, grad=grad or guidance is not None), kernel or DDIM(eta=1.0), guidance)
-    return BestOfN(sampler, num_particles)
+    look = Look(model, reward, grad=grad or getattr(guidance, "needs_grad", False))
+    return BestOfN(Single(look, kernel or DDIM(eta=1.0), guidance), num_particles)
 
 
 def svdd(
