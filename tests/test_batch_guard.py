@@ -93,7 +93,8 @@ def test_retries_cure_what_passes(calm, tmp_path, batched):
 def test_a_run_stops_at_a_failure_and_keeps_what_it_has(calm, tmp_path):
     faulty = Faulty(boom)
     planned = plan(NUM, 16, External(faulty))
-    with pytest.raises(batch.RewardError, match=r"sample \d+ of unit 'all': (on its way: )?OSError: the scorer is down.*safe"):
+    said = r"sample \d+ of unit 'all': (on its way: )?OSError: the scorer is down.*safe"
+    with pytest.raises(batch.RewardError, match=said):
         one_device(planned, tmp_path / "store")
     faulty.fail = lambda: None
     one_device(planned, tmp_path / "store")

@@ -123,15 +123,18 @@ def test_float32_in_high_dimension():
             assert problem_weights.sum() == 1
             forms = rewards.Linear(raw[2]), rewards.Quadratic(bent @ bent.T, raw[2])
             functions = [target.value_function(reward) for reward in forms]
-            slopes = [jax.jit(jax.value_and_grad(f)) for f in functions]
-            denoise, score, rows = jax.jit(target.denoise), jax.jit(target.score), []
+
+            def everything(x, alpha, sigma, target=target, functions=functions):
+                answer = [target.denoise(x, alpha, sigma), sigma * target.score(x, alpha, sigma)]
+                for function in functions:
+                    value, grad = jax.value_and_grad(function)(x, alpha, sigma)
+                    answer += [value, sigma * grad]
+                return answer
+
+            ask, rows = jax.jit(everything), []
             for alpha, sigma in [(1.0, 1e-3), (0.999, 0.045), (0.7, 0.714), (0.05, 0.9987), (1.0, 80.0)]:
                 x = jnp.asarray(alpha * raw[0][0] + np.hypot(0.7 * alpha, sigma) * np.cos(np.arange(dim) ** 2))
-                answer = [denoise(x, alpha, sigma), sigma * score(x, alpha, sigma)]
-                for slope in slopes:
-                    value, grad = slope(x, alpha, sigma)
-                    answer += [value, sigma * grad]
-                rows.append([np.asarray(a, np.float64) for a in answer])
+                rows.append([np.asarray(a, np.float64) for a in ask(x, alpha, sigma)])
             answers.append(rows)
     for want, got in zip(*answers, strict=True):
         for w, g in zip(want, got, strict=True):

@@ -175,6 +175,7 @@ class PowerLawField:
         image = jnp.fft.rfft2(x, axes=(0, 1), norm="ortho").reshape(self._half())
         return image.real**2 + image.imag**2
 
+    @jax.jit
     def _filter(self, gain: Array, x: Array) -> Array:
         """F' gain F x for gain [H, W // 2 + 1, 1], [*shape]."""
         image = jnp.fft.rfft2(x, axes=(0, 1), norm="ortho").reshape(self._half())

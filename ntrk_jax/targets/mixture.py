@@ -211,6 +211,7 @@ class GaussianMixture:
         second = self.cov() + contract("i,j->ij", self.mean(), self.mean())
         return mean - 0.5 * (p * jnp.trace(second) if p.ndim == 0 else contract("ij,ij->", p, second))
 
+    @jax.jit
     def condition(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Conditioned:
         """What is known of x_0 given x_t = x, component by component."""
         x, alpha, sigma = self._inputs(x, alpha, sigma)
@@ -223,6 +224,7 @@ class GaussianMixture:
         gain = jnp.where(clean, -(sigma**2) / (safe * spread), alpha * values / spread)
         return Conditioned(x, jax.nn.log_softmax(logs), y, gain, sigma**2 * values / spread, spread, clean, safe)
 
+    @jax.jit
     def relative_log_density(self, x: Sample, alpha: Scalar, sigma: Scalar, centre: Array, top: Array) -> Array:
         """Each log N(x; alpha mu_k, V_k) - log N(x; alpha centre, (alpha^2 top + sigma^2) I), [K].
 

@@ -46,6 +46,7 @@ def _expand(y: Array, left: Array, n: int) -> Array:
     return jnp.fft.irfft(jnp.concatenate([ends[:1], y[1:], ends[1:]]), n, norm="ortho")
 
 
+@jax.jit
 def _project_block(w: Array, inside: Array) -> Array:
     """Magnitudes w [B'] >= 0, of which `inside` [B'] count, to the nearest with the expected l1 and l2 norms."""
     size = jnp.sum(inside).astype(w.dtype)
