@@ -12,6 +12,7 @@ does not look at variety; the lines do: `spread` is the mean distance between tw
 
 import argparse
 
+import jax
 import numpy as np
 from timing import machine, report
 
@@ -30,6 +31,7 @@ def curve(names, budgets, num, seeds, first):
     judge, found = judge_for(task, num), {}
     asked = np.arange(num) % 10
     for name in names:
+        jax.clear_caches()  # some two hundred samplers compiled and kept exhaust the memory maps of one process
         for nfe in budgets:
             plan = Plan(Budget(nfe=nfe), num, tuple(range(first, first + seeds)))
             try:
