@@ -9,6 +9,8 @@ import pytest
 from test_cli_main import invoke, refused
 
 from ntrk_jax.cli import train_guidance
+from ntrk_jax.cli.console import BadInput
+from ntrk_jax.cli.unfinished import open_work
 from ntrk_jax.training import load_value
 
 SMALL = ("--steps", 8, "--samples", 256, "--group", 32, "--width", 4, "--num", 64, "--sampling-steps", 4,
@@ -59,10 +61,11 @@ def test_a_stopped_run_goes_on_to_the_same_end(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(train_guidance.Progress, "advance", stop)
         assert go(tmp_path).exit_code != 0
-    assert not (tmp_path / "report.json").exists()
-    refused(go(tmp_path, "--seed", 1), "unfinished run of other settings")
-    result = go(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["unfinished"]
+    refused(go(tmp_path, "--seed", 1), "unfinished run of other options", "--overwrite")
+    result = go(tmp_path, "--overwrite")
     assert result.exit_code == 0, result.output
+    assert not (tmp_path / "unfinished").exists()
     assert "step 4 of 8" not in result.stderr, "the first steps were done"
     assert "step 8 of 8" in result.stderr
     leaves = [jax.tree.leaves(load_value(folder).params) for folder in (finished[0], tmp_path)]
@@ -91,3 +94,16 @@ def test_sampling_with_what_was_learned(finished, tmp_path):
 def test_what_cannot_be(options, words, tmp_path):
     refused(go(tmp_path, *options), words)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unfinished_run_of_other_options_is_kept_unless_it_is_to_be_replaced(tmp_path):
+    work, before = open_work(tmp_path, {"seed": 0}, False)
+    (work / "round-1").mkdir()
+    assert not before
+    for overwrite in (False, True):
+        assert open_work(tmp_path, {"seed": 0}, overwrite) == (work, True), "the same options go on"
+    with pytest.raises(BadInput, match="--overwrite"):
+        open_work(tmp_path, {"seed": 1}, False)
+    assert (work / "round-1").exists()
+    assert open_work(tmp_path, {"seed": 1}, True) == (work, False)
+    assert [p.name for p in work.iterdir()] == ["settings.json"]

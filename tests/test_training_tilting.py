@@ -10,7 +10,7 @@ from ntrk_jax.models import FlaxDenoiser, MomentDenoiser, moment_network
 from ntrk_jax.training import TiltLoss, TiltPlan, draw, tilt, tilt_coefficient, tilt_target
 from ntrk_jax.training import tilt_rounds as rounds
 from ntrk_jax.training.draws import even_normal
-from ntrk_jax.training.tilt_weights import ess_step, pooled_weights, systematic
+from ntrk_jax.training.tilt_weights import effective_share, ess_step, pooled_weights, systematic
 
 SCHEDULE = nk.schedules.VPCosine()
 
@@ -63,6 +63,14 @@ def test_any_kind_is_the_error_of_its_own_prediction(kind):
     )
     expected = jnp.mean(jnp.square(ours - tilt_target(drawn, old, old, log_weight)))
     np.testing.assert_allclose(loss(key(), jnp.asarray(0.3), (x0, log_weight)), expected, rtol=2e-4)
+
+
+@pytest.mark.parametrize(("predicts", "unit"), [("x0", "x0"), ("eps", "eps"), ("v", "v"), ("score", "eps")])
+def test_left_alone_the_unit_is_what_the_network_predicts(predicts, unit):
+    sample = jnp.array([0.8, -1.1]), 0.4
+    losses = [TiltLoss(denoiser(kind=predicts), method="weighted", kind=k) for k in ("auto", unit)]
+    usual, named = (loss(key(), jnp.asarray(0.3), sample) for loss in losses)
+    np.testing.assert_allclose(usual, named, rtol=1e-6)
 
 
 def test_the_gradient_of_implicit_does_not_go_through_its_baseline():
@@ -176,6 +184,21 @@ def test_weights_along_the_path():
     assert ess_step(np.zeros(10), 0.9, 0.7) == 0.7
     counts = np.bincount(systematic(key(), np.array([0.1, 0.0, 0.6, 0.3]), 1000), minlength=4)
     assert np.all(np.abs(counts - [100, 0, 600, 300]) <= 1)
+
+
+def test_one_weighted_round_is_made_where_the_whole_tilt_leaves_a_fifth_effective():
+    normal = np.random.default_rng(1).normal(size=4000)  # of a normal reward times s the share is exp(-s^2)
+    mild, steep = (s * normal for s in (np.sqrt(np.log(1 / 0.25)), np.sqrt(np.log(1 / 0.15))))
+    leap = rounds._settled(TiltPlan(rate=1e-3, num_steps=10), 0.0, mild)
+    assert (leap.method, leap.num_steps, leap.rate, rounds._step(mild, 1.0, leap)) == ("weighted", 30, 2e-3, 1.0)
+    for plan, a, r in (
+        (TiltPlan(), 0.0, steep), (TiltPlan(), 0.5, mild), (TiltPlan(num_rounds=2), 0.0, mild),
+        (TiltPlan(ess=0.9), 0.0, mild),
+    ):  # fmt: skip
+        assert rounds._settled(plan, a, r).method == "explicit"
+    assert rounds._settled(TiltPlan("implicit"), 0.0, mild) == TiltPlan("implicit"), "what was named is kept"
+    halves = np.log(np.array([1.0, 1.0, 1e-30, 1e-30])) + 900.0
+    assert effective_share(halves) == pytest.approx(0.5)
 
 
 TINY = {"num_others": 3, "num_samples": 256, "num_steps": 8, "batch_size": 64, "num_draw_steps": 8}

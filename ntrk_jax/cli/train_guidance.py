@@ -1,8 +1,7 @@
 """`ntrk train guidance`: learn the soft value of a target, and say how far from the exact one it is.
 
-The folder of `--out` holds `settings.json` and `checkpoint/` from the first chunk of steps on, so that the same command
-goes on where an earlier one was stopped, and at the end `value/` (read by `ntrk_jax.training.load_value`) and
-`report.json`.
+The folder of `--out` holds `unfinished/` while the command is under way, so that the same command goes on where an
+earlier one was stopped, and at the end `value/` (read by `ntrk_jax.training.load_value`) and `report.json`.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from ntrk_jax.cli.console import BadInput, Progress, print_table, table
 from ntrk_jax.cli.outputs import machine, refuse_existing, staged, to_json, versions
 from ntrk_jax.cli.problems import Named, problem
 from ntrk_jax.cli.runs import draw_samples
+from ntrk_jax.cli.unfinished import open_work
 
 __all__ = ["evaluate", "learn", "train_guidance"]
 
 _LOSSES = ("bregman", "regression", "log", "consistency")
 _POINTS, _ROWS, _PARTICLES, _POPULATIONS = 8192, 50, 32, 64
-_SETTINGS = "settings.json"
 
 
 @click.command("guidance")
@@ -48,7 +47,7 @@ _SETTINGS = "settings.json"
 @click.option("--sampling-steps", type=click.IntRange(2, 100_000), default=200, show_default=True, help="Of samplers.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Names every draw.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder; a stopped run there goes on.")
-@click.option("--overwrite", is_flag=True, help="Start anew where there is a finished or another run.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there; a run of these options goes on.")
 def train_guidance(out: Path, overwrite: bool, **options: Any) -> None:
     """Learn temperature log E[exp(reward / temperature) | x_t] of a target; the reward is never differentiated."""
     from ntrk_jax.training.guidance_fit import save_value
@@ -59,9 +58,10 @@ def train_guidance(out: Path, overwrite: bool, **options: Any) -> None:
         raise BadInput(f"--target {task.name} has no tilted law in closed form at this temperature to compare with.")
     if options["group"] > options["samples"]:
         raise BadInput(f"--group must be at most --samples, got {options['group']} and {options['samples']}.")
-    _prepare(out, options, overwrite)
+    refuse_existing(out, ["report.json"], overwrite)
+    work, _ = open_work(out, options, overwrite)
     began, cpu = time.perf_counter(), time.process_time()
-    value = learn(task, options, out / "checkpoint")
+    value = learn(task, options, work)
     seconds = {"training": time.perf_counter() - began, "training_cpu": time.process_time() - cpu}
     report = evaluate(task, tilted, value, options)
     report |= {"seconds": seconds | {"total": time.perf_counter() - began}, "settings": options}
@@ -69,21 +69,9 @@ def train_guidance(out: Path, overwrite: bool, **options: Any) -> None:
     save_value(out / "value", value)
     with staged(out, ["report.json"], overwrite=True) as stage:
         (stage / "report.json").write_text(to_json(report), encoding="utf-8")
+    shutil.rmtree(work, ignore_errors=True)
     _show(report)
     click.echo(f"wrote {out / 'report.json'} and {out / 'value'}")
-
-
-def _prepare(out: Path, options: dict[str, Any], overwrite: bool) -> None:
-    """Refuse a folder that holds something else; remember what this run was asked for."""
-    refuse_existing(out, ["report.json"], overwrite)
-    asked = to_json(options)
-    path = out / _SETTINGS
-    if path.exists() and (overwrite or path.read_text(encoding="utf-8") != asked):
-        if not overwrite:
-            raise BadInput(f"{out} holds an unfinished run of other settings; give another --out, or --overwrite.")
-        shutil.rmtree(out / "checkpoint", ignore_errors=True)
-    with staged(out, [_SETTINGS], overwrite=True) as stage:
-        (stage / _SETTINGS).write_text(asked, encoding="utf-8")
 
 
 def learn(task: Named, options: dict[str, Any], checkpoint: Path | None = None) -> Any:
@@ -112,8 +100,6 @@ def learn(task: Named, options: dict[str, Any], checkpoint: Path | None = None) 
                 progress.advance(f"round {i + 1}: step {step} of {steps}, loss {loss:.4g}")
 
             folder = None if checkpoint is None else checkpoint / f"round-{i + 1}"
-            if folder is not None:
-                folder.parent.mkdir(parents=True, exist_ok=True)
             value = fit_value(
                 keys[2 * i + 1], network, task.schedule, draws, rewards, beta, model=model, tilted=tilted,
                 kind=options["loss"], consistency=options["consistency"], num_steps=steps, group=options["group"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -15,11 +14,11 @@ import ntrk_jax as nk
 from ntrk_jax.cli.console import BadInput, Progress, print_table, table, user_input
 from ntrk_jax.cli.outputs import machine, plain, refuse_existing, staged, to_json, versions
 from ntrk_jax.cli.problems import NAMED, Named, problem
+from ntrk_jax.cli.unfinished import open_work
 
 __all__ = ["train_tilt"]
 
-_REPORT, _WORK = "report.json", "unfinished"
-_NOT_SETTINGS = ("out", "overwrite")
+_REPORT = "report.json"
 _JUDGED = 10_000
 
 
@@ -45,8 +44,9 @@ def _positive(_ctx: Any, param: Any, value: float) -> float:
 @click.option("--digit", type=click.IntRange(0, 9), help="The digit whose logit is the reward of digits.")
 @click.option("--schedule", help="The noise schedule, e.g. RectifiedFlow.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, callback=_positive, help="Of the tilt.")
-@click.option("--method", type=click.Choice(["explicit", "implicit", "weighted"]), default="explicit",
-              show_default=True, help="The target that students are trained on.")  # fmt: skip
+@click.option("--method", type=click.Choice(["auto", "explicit", "implicit", "weighted"]),
+              default="auto", show_default=True,
+              help="What students are trained on; auto is one weighted round if the tilt is mild.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1, 256), help="How many; chosen by effective sample size unless given.")
 @click.option("--ess", type=click.FloatRange(0.01, 0.99), help="The share of effective samples that a round keeps.")
 @click.option("--samples", type=click.IntRange(2, 1 << 20), default=8192, show_default=True, help="Of each round.")
@@ -68,7 +68,7 @@ def _positive(_ctx: Any, param: Any, value: float) -> float:
 @click.option("--depth", type=click.IntRange(1, 64), default=3, show_default=True, help="Of the network.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Names every draw.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A folder for the model and its report.")
-@click.option("--overwrite", is_flag=True, help="Replace a model that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there; a run of these options goes on.")
 def train_tilt(out: Path, overwrite: bool, **settings: Any) -> None:
     """Move a trained model to p exp(r / temperature) / Z by rounds of drawing, weighing and regressing.
 
@@ -86,11 +86,10 @@ def train_tilt(out: Path, overwrite: bool, **settings: Any) -> None:
         if task.tilted(settings["temperature"]) is None:
             raise BadInput(f"{task.name} has no tilt at temperature {settings['temperature']:g}; raise --temperature.")
     refuse_existing(out, [_REPORT, RECORD], overwrite)
-    with user_input("--out"):
-        resumed = _open_work(out / _WORK, settings)
+    work, resumed = open_work(out, settings, overwrite)
     began, spent = time.perf_counter(), time.process_time()
     with Progress(settings["rounds"] or 2) as progress:
-        base, state = _train(task, settings, out / _WORK, progress)
+        base, state = _train(task, settings, work, progress)
         _advance(progress, "judging", last=True)
         report = _report(task, settings, base, state)
     report |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent, "resumed": resumed}
@@ -98,22 +97,9 @@ def train_tilt(out: Path, overwrite: bool, **settings: Any) -> None:
     with staged(out, [_REPORT, RECORD], overwrite) as stage:
         (stage / RECORD).write_text(to_json(describe(task, settings)), encoding="utf-8")
         (stage / _REPORT).write_text(to_json(plain(report)), encoding="utf-8")
-    shutil.rmtree(out / _WORK, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     _show(report)
     click.echo(f"wrote {', '.join(str(out / name) for name in (_REPORT, RECORD, MODEL))}")
-
-
-def _open_work(work: Path, settings: dict[str, Any]) -> bool:
-    """Make the folder of a run that is under way, or find the one there to be of the same settings."""
-    text = to_json(settings)
-    path = work / "settings.json"
-    if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
-            raise BadInput(f"{work} holds an unfinished run with other options; repeat those, or delete that folder.")
-        return True
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return False
 
 
 def _advance(progress: Progress, text: str, last: bool = False) -> None:
@@ -134,7 +120,7 @@ def _train(task: Named, settings: dict[str, Any], work: Path, progress: Progress
     plan = TiltPlan(
         settings["method"], num_rounds=settings["rounds"], ess=settings["ess"], num_samples=settings["samples"],
         keep=settings["keep"], num_steps=settings["steps"], batch_size=settings["batch"], rate=settings["rate"],
-        num_refresh=settings["refresh"], kind="x0" if task.name == "digits" else "auto",
+        num_refresh=settings["refresh"],
     )  # fmt: skip
     with user_input("training"):
         state = tilt(

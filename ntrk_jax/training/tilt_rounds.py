@@ -7,6 +7,10 @@ the reward once a sample, chooses a step h, freezes the model as anchor and trai
 - Steps are chosen by the effective sample size: the largest h for which exp(l) keeps the share `ess` of it, the rest of
   the path then cut evenly. So colder temperatures get more rounds, and a fixed number of rounds is the same thing with
   h = 1 / num_rounds.
+- Rounds are for tilts that no sample of the model shows yet. Each hands its errors to the next, smoothing whatever edge
+  the reward has cut. So where the whole tilt leaves a fifth or more of the first samples effective, "auto" makes it in
+  one weighted round, exact for any reward, with three rounds' steps; otherwise it takes explicit rounds, whose anchor
+  keeps the noise of few effective samples out of the student.
 - Starts are even (`training.draws`), so that the shares of modes do not walk from round to round.
 - A model with moments (`models.MomentDenoiser`) is given those of the tilted samples before its student is trained.
 - The sets of the last `keep` rounds are used together: those of a_j are samples of p_a after weighing by
@@ -33,15 +37,16 @@ import numpy as np
 
 from ntrk_jax.training.draws import draw
 from ntrk_jax.training.fit import FitState, recovered, restore, save, stepper
-from ntrk_jax.training.tilt_weights import centred, ess_step, pooled_weights, systematic
-from ntrk_jax.training.tilting import METHODS, TiltLoss
+from ntrk_jax.training.tilt_weights import centred, effective_share, ess_step, pooled_weights, systematic
+from ntrk_jax.training.tilting import TiltLoss
 from ntrk_jax.tree import Function, pytree, replace, static
 from ntrk_jax.typing import Array, Key, PyTree, Scalar
 
 __all__ = ["TiltPlan", "TiltState", "denoise", "tilt"]
 
 MAX_ROUNDS = 256
-_ESS = {"explicit": 0.7, "implicit": 0.6, "weighted": 0.6, "nft": 0.7}
+LEAP = 0.2
+_ESS = {"explicit": 0.7, "implicit": 0.6, "weighted": 0.6}
 
 
 @pytree
@@ -49,11 +54,15 @@ class TiltPlan:
     """How `tilt` spends its effort; every field has a usable default.
 
     Attributes:
-        method: "explicit", "implicit" or "weighted". kind: as in `TiltLoss`.
+        method: "explicit", "implicit" or "weighted", or "auto": one weighted round where the whole tilt leaves a fifth
+            of the samples effective and neither `num_rounds` nor `ess` is given, else explicit ones. That round has
+            three times `num_steps` at twice the `rate`, and half of its times below 0.3 of `noise`.
+        kind: as in `TiltLoss`.
         num_rounds: None to choose steps by `ess`. ess: the share of the effective sample size that a step keeps; None
             is 0.7 for "explicit", whose error grows with the step, and 0.6 for the others.
         num_samples: a round (best a power of two). keep: rounds whose samples are used together.
         num_steps: of training, a round; batch_size, rate, decay: of each step; the rate falls to a twentieth.
+        noise: the ratio sigma / alpha, in standard deviations of the samples, that half of the training times exceed.
         num_others: other samples that each target is averaged over (`TiltLoss`).
         num_refresh: training steps of the refresh at the end, 0 for none.
         num_draw_steps: model calls a drawn sample. draw_batch: samples drawn at a time.
@@ -62,7 +71,7 @@ class TiltPlan:
         ValueError: for an unknown method, or a number that means nothing.
     """
 
-    method: str = static(default="explicit")
+    method: str = static(default="auto")
     kind: str = static(default="auto")
     num_rounds: int | None = static(default=None)
     ess: float | None = static(default=None)
@@ -72,6 +81,7 @@ class TiltPlan:
     batch_size: int = static(default=512)
     rate: float = static(default=1e-3)
     decay: float = static(default=0.99)
+    noise: float = static(default=1.0)
     num_others: int = static(default=63)
     num_refresh: int = static(default=0)
     num_draw_steps: int = static(default=48)
@@ -79,8 +89,8 @@ class TiltPlan:
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
-        if self.method not in METHODS[:3]:
-            raise ValueError(f"method must be one of {', '.join(METHODS[:3])}, got {self.method!r}.")
+        if self.method not in ("auto", *_ESS):
+            raise ValueError(f"method must be one of auto, {', '.join(_ESS)}, got {self.method!r}.")
         if self.ess is not None and not 0.0 < self.ess < 1.0:
             raise ValueError(f"ess must lie between 0 and 1, got {self.ess}.")
         if self.num_rounds is not None and not 1 <= self.num_rounds <= MAX_ROUNDS:
@@ -143,12 +153,11 @@ def tilt(
     )  # fmt: skip
     if checkpoint is not None and recovered(checkpoint).exists():
         state = restore(checkpoint, state)
-    optimizer = _optimizer(plan.rate, plan.num_steps)
     while float(state.reached) < 1.0:
         if int(state.round) >= MAX_ROUNDS:
             raise ValueError(f"the path needs more than {MAX_ROUNDS} rounds; raise the temperature or lower ess.")
         began, run_key = time.perf_counter(), jax.random.fold_in(key, int(state.round))
-        state = _round(run_key, state, reward, float(temperature), plan, optimizer)
+        state = _round(run_key, state, reward, float(temperature), plan)
         if checkpoint is not None:
             save(checkpoint, state)
         if progress is not None:
@@ -165,7 +174,7 @@ def tilt(
     return state
 
 
-def _round(key: Key, state: TiltState, reward: Any, temperature: float, plan: TiltPlan, optimizer: Any) -> TiltState:
+def _round(key: Key, state: TiltState, reward: Any, temperature: float, plan: TiltPlan) -> TiltState:
     draw_key, pick_key, fit_key = jax.random.split(key, 3)
     a, slot, shape = float(state.reached), int(state.round) % plan.keep, state.samples.shape[2:]
     x = draw(draw_key, state.model, plan.num_samples, shape, plan.num_draw_steps, plan.draw_batch)
@@ -178,17 +187,28 @@ def _round(key: Key, state: TiltState, reward: Any, temperature: float, plan: Ti
     weights = pooled_weights(np.asarray(state.rewards, np.float64), np.asarray(state.at, np.float64), a)
     rows = systematic(pick_key, weights.ravel(), weights.size)
     x_all, r_all = state.samples.reshape(-1, *shape)[rows], np.asarray(state.rewards, np.float64).ravel()[rows]
+    plan = _settled(plan, a, r_all)
     h = _step(r_all, 1.0 - a, plan)
     data = (x_all, jnp.asarray(centred(h * r_all, plan.method), jnp.float32))
     tilted = np.exp(h * r_all - np.max(h * r_all))
-    model, loss = _train(fit_key, state.model, data, jnp.asarray(tilted / tilted.sum(), jnp.float32), plan, optimizer)
+    model, loss = _train(fit_key, state.model, data, jnp.asarray(tilted / tilted.sum(), jnp.float32), plan)
     reached = 1.0 if a + h > 1.0 - 1e-6 else a + h
-    share = tilted.sum() ** 2 / (tilted**2).sum() / tilted.size
-    row = jnp.asarray([a, reached, share, float(jnp.mean(r)) * temperature, float(loss)], jnp.float32)
+    share, mean = effective_share(h * r_all), float(jnp.mean(r)) * temperature
+    row = jnp.asarray([a, reached, share, mean, float(loss)], jnp.float32)
     return state._replace(
         model=model, reached=jnp.asarray(reached, jnp.float32), round=state.round + 1,
         history=state.history.at[int(state.round)].set(row),
     )  # fmt: skip
+
+
+def _settled(plan: TiltPlan, a: float, rewards: np.ndarray) -> TiltPlan:
+    """The plan of this round, its method settled."""
+    if plan.method != "auto":
+        return plan
+    if a > 0.0 or (plan.num_rounds, plan.ess) != (None, None) or effective_share(rewards) < LEAP:
+        return replace(plan, method="explicit")
+    more = {"num_steps": 3 * plan.num_steps, "rate": 2.0 * plan.rate, "decay": max(plan.decay, 0.995)}
+    return replace(plan, method="weighted", num_rounds=1, noise=0.3 * plan.noise, **more)
 
 
 def _step(rewards: np.ndarray, left: float, plan: TiltPlan) -> float:
@@ -234,17 +254,19 @@ def denoise(
     """
     plan = TiltPlan(method="weighted", num_steps=num_steps, batch_size=batch_size, rate=rate, decay=decay)
     even = jnp.full((x.shape[0],), 1.0 / x.shape[0])
-    return _train(key, model, (x, jnp.zeros(x.shape[0])), even, plan, _optimizer(rate, num_steps))[0]
+    return _train(key, model, (x, jnp.zeros(x.shape[0])), even, plan)[0]
 
 
-def _train(key: Key, model: Any, data: PyTree, weights: Array, plan: TiltPlan, optimizer: Any) -> tuple[Any, Array]:
+def _train(key: Key, model: Any, data: PyTree, weights: Array, plan: TiltPlan) -> tuple[Any, Array]:
     """A student of the model, with the moments of the weighted samples if it has moments; and its last loss."""
     fitted = _fitted(model, data[0], weights) if hasattr(model, "fitted") else model
     spread = jnp.sqrt(jnp.mean(jnp.var(data[0], axis=0)))
     anchor = None if plan.method == "weighted" else model
     loss = TiltLoss(
-        fitted, anchor, scale=spread, pool=data, num_others=plan.num_others, method=plan.method, kind=plan.kind
-    )
+        fitted, anchor, scale=plan.noise * spread, pool=data, num_others=plan.num_others, method=plan.method,
+        kind=plan.kind,
+    )  # fmt: skip
+    optimizer = _optimizer(plan.rate, plan.num_steps)
     state = FitState(
         jnp.zeros((), jnp.int32), model.variables, model.variables, jax.jit(optimizer.init)(model.variables),
         jnp.zeros(()),

@@ -11,7 +11,19 @@ import numpy as np
 
 from ntrk_jax.typing import Key
 
-__all__ = ["centred", "ess_step", "pooled_weights", "systematic"]
+__all__ = ["centred", "effective_share", "ess_step", "pooled_weights", "systematic"]
+
+
+def effective_share(log_weights: np.ndarray) -> float:
+    """The share (sum w)^2 / (num sum w^2) of num samples of weights w = exp(log_weights), in (0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> effective_share(np.log([1.0, 1.0, 1e-30, 1e-30]))
+        0.5
+    """
+    w = np.exp(log_weights - log_weights.max())
+    return float(w.sum() ** 2 / (w**2).sum() / w.size)
 
 
 def ess_step(rewards: np.ndarray, share: float, longest: float = 1.0) -> float:
@@ -26,17 +38,12 @@ def ess_step(rewards: np.ndarray, share: float, longest: float = 1.0) -> float:
         >>> round(ess_step(r, np.exp(-0.25)), 1)
         0.5
     """
-
-    def effective(h: float) -> float:
-        w = np.exp(h * (rewards - rewards.max()))
-        return w.sum() ** 2 / (w**2).sum() / w.size
-
-    if effective(longest) >= share:
+    if effective_share(longest * rewards) >= share:
         return longest
     low, high = 0.0, longest
     for _ in range(50):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if effective(middle) >= share else (low, middle)
+        low, high = (middle, high) if effective_share(middle * rewards) >= share else (low, middle)
     return max(low, 1e-6 * longest)
 
 

@@ -111,8 +111,8 @@ class TiltLoss:
         pool: (samples [num, *shape], l [num]) that the others are drawn from: the data themselves; or None.
         num_others: how many other samples each target is averaged over. Static.
         method: one of `METHODS`. kind: one of `tweedie.KINDS`, or "normalized" for a student that can say what error of
-            its network makes an error in x0 (`MomentDenoiser.normalized`), or "auto": that where it can, else "eps"
-            up to ratio 1 and "x0" beyond.
+            its network makes an error in x0 (`MomentDenoiser.normalized`), or "auto": that where it can, else what the
+            student's network predicts ("eps" for a score): its own `kind`, or "x0" without one.
 
     Shapes: sample (x_0 [*shape], l []). Result [].
     Cost: one student evaluation and its gradient, and one anchor evaluation but for "weighted"; no reward call;
@@ -204,15 +204,16 @@ class TiltLoss:
 
     def _error(self, error: Sample, t: Array, alpha: Array, sigma: Array) -> Sample:
         """An error in x0 in the units of `kind`."""
-        can = hasattr(self.student, "normalized")
-        if self.kind == "normalized" or (self.kind == "auto" and can):
+        kind = self.kind
+        if kind == "auto":
+            own = getattr(self.student, "kind", "x0").replace("score", "eps")
+            kind = "normalized" if hasattr(self.student, "normalized") else own
+        if kind == "normalized":
             return self.student.normalized(error, t)
         alpha = jnp.maximum(alpha, 1e-3)
-        if self.kind == "auto":
-            return error * jnp.maximum(alpha / sigma, 1.0)
-        slope = rates(self.student.schedule, t) if self.kind == "velocity" else None
+        slope = rates(self.student.schedule, t) if kind == "velocity" else None
         one, zero = jnp.ones((), error.dtype), jnp.zeros((), error.dtype)
-        return error / tweedie.to_x0(self.kind, one, zero, alpha, sigma, slope)
+        return error / tweedie.to_x0(kind, one, zero, alpha, sigma, slope)
 
 
 def nft_loss(student: Sample, anchor: Sample, sample: Sample, optimality: Scalar, strength: Scalar = 1.0) -> Array:
