@@ -25,6 +25,7 @@ def psi_path(potential, values=VALUES, steps=STEPS):
 
 EVERY = [potentials.Tempered(0.5), potentials.Tempered(0.5, potentials.Geometric()), potentials.Adaptive(0.5)]
 EVERY += [potentials.Accumulated(0.5, kind) for kind in ("reward", "max", "sum")]
+EVERY += [potentials.Accumulated(0.5, "sum", nk.resampling.Spaced()), potentials.Tempered(0.5, potentials.Signal())]
 
 
 @pytest.mark.parametrize("potential", EVERY, ids=repr)
@@ -48,6 +49,30 @@ def test_accumulated_potentials_add_up_the_path():
     np.testing.assert_allclose(path, lam * np.cumsum(np.maximum.accumulate(part, 0), 0), atol=1e-5)
     path = psi_path(potentials.Accumulated(1 / lam, "sum"), part, steps)
     np.testing.assert_allclose(path, lam * np.cumsum(np.cumsum(part, 0), 0), atol=1e-5)
+
+
+def test_accumulated_potentials_add_up_only_the_rows_that_count():
+    steps, when = STEPS.rows(55, 65), nk.resampling.Spaced(0.05)
+    counted = VALUES[1:11][np.asarray(jax.vmap(when)(steps))]
+    assert len(counted) == 2
+    for kind, last in (
+        ("reward", counted[0] + counted[1]),
+        ("max", counted[0] + np.maximum(*counted)),
+        ("sum", 2 * counted[0] + counted[1]),
+    ):
+        path = psi_path(potentials.Accumulated(0.5, kind, when), VALUES[:11], steps)
+        np.testing.assert_array_equal(path[0], 0.0)
+        np.testing.assert_allclose(path[-1], 2 * last, atol=1e-5)
+
+
+def test_the_value_is_trusted_as_far_as_there_is_signal():
+    for schedule, variance in ((nk.schedules.VPCosine(), 1.0), (nk.schedules.VE(), 2.0)):
+        steps = nk.grid(schedule, nk.grids.uniform(6))
+        path = psi_path(potentials.Tempered(0.5, potentials.Signal(variance)), np.ones((7, 5)), steps)[:, 0] / 2
+        assert path[0] < 1e-3
+        assert path[-1] == 1.0
+        ratio = variance * np.square(steps.alpha_s[:-1] / steps.sigma_s[:-1])
+        np.testing.assert_allclose(path[1:-1] / (1 - path[1:-1]), ratio, rtol=1e-3)
 
 
 def test_adaptive_tempering_holds_the_effective_sample_size():

@@ -95,13 +95,15 @@ class Dropping:
 
 
 @functools.lru_cache
-def evidence(problem, resample, guided, num_groups=192, num=24):
+def evidence(problem, resample, guided, num_groups=192, num=24, method=None):
     """(Z_hat / Z [num_groups], mean rewards [num_groups]) against plain Monte Carlo from the same discretised chain."""
     mixture, reward = getattr(nk.targets, problem)() if problem.startswith("das") else nk.targets.skewed(2)
     steps = nk.grid(SCHEDULE, nk.grids.uniform(16))
     look = nk.Look(nk.models.Exact(mixture, SCHEDULE), reward, grad=guided)
     sampler = nk.SMC(look, DDIM, SHIFT_1 if guided else None, nk.potentials.Tempered(1.0, nk.potentials.Geometric()),
                      resample, num_particles=num)  # fmt: skip
+    if method is not None:
+        sampler = nk.methods.CATALOGUE[method].build(look.model, reward, (2,), num_particles=num)
     run = jax.jit(jax.vmap(nk.run, (None, 0, 0, None)))
     keys = jax.random.split(jax.random.key(5), num_groups)
     state, _ = run(sampler, keys, jax.random.normal(jax.random.key(6), (num_groups, num, 2)), steps)
@@ -126,6 +128,23 @@ def assert_unbiased(ratio, reference_error):
 @pytest.mark.parametrize("guided", [False, True])
 def test_evidence_is_unbiased(problem, guided):
     assert_unbiased(*evidence(problem, nk.resampling.WhenESS(nk.resampling.SSP(), 0.5), guided))
+
+
+@pytest.mark.parametrize(("problem", "method"), [("skew2", "fk_max"), ("das9", "tds")])
+def test_evidence_of_methods_has_no_heavy_tails(problem, method):
+    """With every row counting fk_max is off by orders of magnitude; with the value trusted at noise tds is."""
+    assert_unbiased(*evidence(problem, None, False, method=method))
+
+
+def test_noise_tilted_proposals_keep_half_of_the_noise():
+    """Below half of the base kernel's variance importance weights have none."""
+    for dim, limit in ((2, 1.0), (64, 0.5)):
+        look = nk.Lookahead(jnp.zeros(dim), jnp.zeros(dim), jnp.float32(0.0), jnp.full(dim, 1e6))
+        row = jax.tree.map(lambda a: a[3], STEPS)
+        rule = nk.methods.ntrk_smc(Shrink(), Near(), (dim,), limit=limit, whiten=nk.whitening.UnitNorm()).guidance
+        tilt = rule(look, DDIM(look, row), row, key=jax.random.key(0), probe=None)
+        assert 0.5 < float(tilt.scale) ** 2 < 1.0
+        assert 0.5 * limit < float(jnp.linalg.norm(tilt.noise)) <= limit * (1 + 1e-5)
 
 
 def test_dropping_weights_biases_the_evidence():
@@ -215,3 +234,10 @@ def test_chains_leave_the_tilted_noise_invariant(accept, monkeypatch):
     variance, error = float(jnp.var(state.look.x)), 0.2 * (2 / 6000) ** 0.5
     assert (abs(variance - 0.2) < 4 * error) == accept
     assert int(state.evals.model) == 6000 * (1 + 25 + 1)
+
+
+def test_a_warm_start_from_nothing_but_dead_particles_says_so():
+    look = nk.Look(Shrink(), lambda x0: jnp.nan * jnp.sum(x0), grad=True)
+    warm = nk.samplers.WarmStart(nk.SMC(look, DDIM, num_particles=4), nk.samplers.PCNL(num_burn=0))
+    state = jax.jit(warm.init)(jax.random.key(0), jnp.ones((4, 2)), jax.tree.map(lambda a: a[0], STEPS))
+    assert int(state.status) & nk.Status.DEAD_WEIGHTS

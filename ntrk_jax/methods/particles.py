@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ntrk_jax.core import Denoiser, Guidance, Kernel, Resampler, Reward, Value, Whitening
@@ -9,14 +10,16 @@ from ntrk_jax.guidance import DPS, NTRK, Calibrated, Limit
 from ntrk_jax.kernels import DDIM
 from ntrk_jax.look import Look
 from ntrk_jax.methods.entry import Entry
-from ntrk_jax.potentials import RATE, Accumulated, Adaptive, Geometric, Tempered
-from ntrk_jax.resampling import SSP, Multinomial, Systematic, WhenESS
+from ntrk_jax.potentials import RATE, Accumulated, Adaptive, Geometric, Signal, Tempered
+from ntrk_jax.resampling import SSP, Multinomial, Spaced, Systematic, WhenESS
 from ntrk_jax.samplers import PCNL, SMC, BestOfN, Single, WarmStart
 from ntrk_jax.tree import replace
 from ntrk_jax.typing import Scalar
 from ntrk_jax.whitening import TypicalSet
 
 __all__ = ["das", "das_adaptive", "fk", "fk_max", "fk_sum", "ntrk_smc", "psi", "tds"]
+
+_SIGNAL = Signal()
 
 
 def fk(
@@ -26,6 +29,7 @@ def fk(
     *,
     temperature: Scalar = 1.0,
     potential: str = "difference",
+    schedule: Any = _SIGNAL,
     num_particles: int = 4,
     guidance: Guidance | None = None,
     kernel: Kernel | None = None,
@@ -36,11 +40,16 @@ def fk(
 ) -> SMC:
     """FK steering: the base kernel (or any exact rule) as proposal, no gradient, four potentials.
 
-    potential: "difference", "max", "sum" or "reward". The paper resamples at evenly spaced rows in a window:
-    `when=nk.resampling.Spaced()`.
+    potential: "difference", "max", "sum" or "reward". schedule: of "difference", None as published, where log Z has
+    heavy tails. when: the rows that resample, all for "difference" unless said otherwise; for the potentials that build
+    up they are also those that count, by default the paper's evenly spaced ones in a window, `resampling.Spaced()`.
     """
-    look = Look(model, reward, grad=guidance is not None, value=value)
-    targets = Tempered(temperature) if potential == "difference" else Accumulated(temperature, potential)
+    look = Look(model, reward, grad=getattr(guidance, "needs_grad", False), value=value)
+    if potential == "difference":
+        targets = Tempered(temperature, schedule)
+    else:
+        when = when or Spaced()
+        targets = Accumulated(temperature, potential, when)
     resample = resample or WhenESS(Multinomial(), 0.5)
     return SMC(look, kernel or DDIM(eta=1.0), guidance, targets, resample, when, num_particles, chunk)
 
@@ -62,6 +71,7 @@ def tds(
     *,
     temperature: Scalar = 1.0,
     limit: Scalar = 1.0,
+    schedule: Any = _SIGNAL,
     num_particles: int = 4,
     kernel: Kernel | None = None,
     value: Value | None = None,
@@ -71,12 +81,13 @@ def tds(
     """TDS: the mean shifted by the value's gradient, by `limit` standard deviations at most, corrected by weights.
 
     The shift is std^2 grad; the published one puts the tilted Tweedie mean into the kernel (`guidance.Twisted`), the
-    same to first order in the row. Weights are exact for both.
+    same to first order in the row. schedule: how far the value is trusted at noise, None for 1 throughout as published,
+    where log Z has heavy tails. Weights are exact for all.
     """
     look = Look(model, reward, grad=True, value=value)
     return SMC(
-        look, kernel or DDIM(eta=1.0), Limit(DPS(1.0 / temperature), limit), Tempered(temperature),
-        resample or WhenESS(Systematic(), 0.5), None, num_particles, chunk,
+        look, kernel or DDIM(eta=1.0), Limit(DPS(1.0 / temperature), limit),
+        Tempered(temperature, schedule), resample or WhenESS(Systematic(), 0.5), None, num_particles, chunk,
     )  # fmt: skip
 
 
@@ -126,7 +137,7 @@ def psi(
     """The Psi-Sampler: TDS whose particles start from Markov chains on the initial noise."""
     population = tds(
         model, reward, shape, temperature=temperature, limit=limit, num_particles=num_particles, kernel=kernel,
-        value=value, resample=WhenESS(SSP(), 0.5), chunk=chunk,
+        value=value, resample=WhenESS(SSP(), 0.5), chunk=chunk, schedule=None,
     )  # fmt: skip
     return WarmStart(population, PCNL(temperature, step_size, num_chains, num_burn))
 
@@ -145,9 +156,14 @@ def ntrk_smc(
     rate: Scalar = RATE,
     chunk: int | None = None,
 ) -> SMC:
-    """NTRK corrected: calibrated noise tilts as proposals, exact weights, a tilt that grows along the run."""
+    """NTRK corrected: calibrated noise tilts as proposals, exact weights, a tilt that grows along the run.
+
+    limit: the largest push in one row, in standard deviations of the noise, where rho = limit^2 / (N + limit^2): with 1
+    the proposal keeps more than half of the noise's variance, without which weights have none.
+    """
     look = Look(model, reward, grad=True, value=value)
-    rule = Limit(NTRK(whiten or TypicalSet(shape), Calibrated(temperature), "gradient"), limit)
+    most = 1.0 / (1.0 + math.prod(shape) / limit**2)
+    rule = NTRK(whiten or TypicalSet(shape), Calibrated(temperature, most), "gradient")
     return SMC(
         look, kernel or DDIM(eta=1.0), rule, Tempered(temperature, Geometric(rate)), WhenESS(Systematic(), 0.5), None,
         num_particles, chunk,

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import Evals, Info, Lookahead, Sampler, State, Step, algebra_dtype
-from ntrk_jax.resampling import ess, log_mean_exp
+from ntrk_jax.core import Evals, Info, Lookahead, Sampler, State, Status, Step, algebra_dtype
+from ntrk_jax.resampling import alive, ess, log_mean_exp
 from ntrk_jax.samplers.single import Single
 from ntrk_jax.typing import Array, Key
 
 __all__ = [
-    "Population", "advance", "any_bits", "ess_of", "log_z", "require_particles", "roll", "siblings", "start", "streams",
-    "total", "weights_report",
+    "Population", "advance", "any_bits", "ess_of", "log_z", "require_particles", "roll", "sanitise", "siblings",
+    "start", "streams", "total", "weights_report",
 ]  # fmt: skip
 
 
@@ -103,6 +103,12 @@ def total(evals: Evals) -> Evals:
 def any_bits(status: Array) -> Array:
     """The flags [] that any of the particles [num] carries."""
     return jax.lax.reduce(status, jnp.int32(0), jax.lax.bitwise_or, (0,))
+
+
+def sanitise(log_weights: Array) -> tuple[Array, Array]:
+    """Log-weights [num_particles] with those that are not finite dead, and the flag [] where all of them are."""
+    dead = jnp.where(jnp.any(jnp.isfinite(log_weights)), jnp.int32(0), jnp.int32(Status.DEAD_WEIGHTS))
+    return alive(log_weights), dead
 
 
 def log_z(state: Any) -> Array:

@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import Guidance, Info, Kernel, Resampler, Status, Step, Stream
+from ntrk_jax.core import Guidance, Info, Kernel, Resampler, Step, Stream
 from ntrk_jax.look import Look
 from ntrk_jax.potentials import Memory, Potential, Tempered
-from ntrk_jax.resampling import Systematic, WhenESS, alive, ess
-from ntrk_jax.samplers.population import Population, advance, start
+from ntrk_jax.resampling import Systematic, WhenESS, ess
+from ntrk_jax.samplers.population import Population, advance, sanitise, start
 from ntrk_jax.samplers.single import Single
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key
@@ -94,7 +94,7 @@ class SMC:
         state = start(self.single, key, x, first, self.num_particles)
         memory = self.potential.init(state.look.value, first)
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
-        weights, dead = _sanitise(memory.log_psi)
+        weights, dead = sanitise(memory.log_psi)
         return Population(state.look, weights, state.evals, state.status | dead, memory, own)
 
     def step(self, key: Key, state: Population, step: Step) -> tuple[Population, Info]:
@@ -104,7 +104,7 @@ class SMC:
         seen, ratio, spent, status = advance(self.single, key, look, step, self.num_particles, self.chunk)
         moved = state.log_weights + ratio
         memory = self.potential(state.memory, seen.value, step, moved)
-        weights, dead = _sanitise(moved + memory.log_psi - state.memory.log_psi)
+        weights, dead = sanitise(moved + memory.log_psi - state.memory.log_psi)
         effective = ess(weights)
         (look, memory), kept, ancestors = self._select(key, weights, (seen, memory), step)
         status = status | dead
@@ -140,13 +140,6 @@ def refuse_weightless(look: Any, kernel: Any, guidance: Any) -> None:
 def _scaled(look: Any, scale: Array) -> Any:
     shape = (-1,) + (1,) * (look.grad.ndim - 1)
     return look._replace(grad=look.grad * scale.reshape(shape).astype(look.grad.dtype))
-
-
-def _sanitise(log_weights: Array) -> tuple[Array, Array]:
-    """Weights that are not finite are dead; the flag where all of them are."""
-    finite = jnp.isfinite(log_weights)
-    dead = jnp.where(jnp.any(finite), jnp.int32(0), jnp.int32(Status.DEAD_WEIGHTS))
-    return alive(log_weights), dead
 
 
 def _weighted_mean(log_weights: Array, value: Array) -> Array:

@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.core import Evals, Info, Lookahead, Step
-from ntrk_jax.resampling import alive
-from ntrk_jax.samplers.population import Population, any_bits, require_particles, total
+from ntrk_jax.samplers.population import Population, any_bits, require_particles, sanitise, total
 from ntrk_jax.samplers.smc import SMC
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
@@ -156,8 +155,9 @@ class WarmStart:
 
     def _weigh(self, look: Lookahead, evals: Evals, status: Array, first: Step) -> Population:
         memory = self.sampler.potential.init(look.value, first)
-        weights = memory.log_psi - look.value / jnp.asarray(self.chain.temperature, look.value.dtype)
-        return Population(look, alive(weights), evals, status, memory, jnp.arange(self.num_particles, dtype=jnp.int32))
+        weights, dead = sanitise(memory.log_psi - look.value / jnp.asarray(self.chain.temperature, look.value.dtype))
+        own = jnp.arange(self.num_particles, dtype=jnp.int32)
+        return Population(look, weights, evals, status | dead, memory, own)
 
     def step(self, key: Key, state: Population, step: Step) -> tuple[Population, Info]:
         """The population's own step."""
