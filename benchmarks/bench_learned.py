@@ -1,6 +1,6 @@
 """Learned guidance beside the exact value and the plug-in: gradient error, samples, twist; what its parts are worth.
 
-    python benchmarks/bench_learned.py [--only bars|losses|experts|pruning] [--seeds 1]
+    python benchmarks/bench_learned.py [--only bars|losses|experts|pruning] [--seeds 1] [--first 0]
 
 - bars: skewed mixtures in d = 2 and 16. Gradient error: root mean square of sigma (grad V - exact) over tilted x_t,
   t uniform, relative to that of sigma grad V. sw2: sliced W2 to the exact tilted law of 4096 samples of the guided
@@ -48,13 +48,13 @@ def case(name, target, temperature, seed, **changes):
 
 
 def bars(seeds):
-    for seed in range(seeds):
+    for seed in seeds:
         case("bar d=2", "skew2", 1.0, seed)
         case("bar d=16", "skew16", 0.5, seed)
 
 
 def losses(seeds):
-    for seed in range(seeds):
+    for seed in seeds:
         for loss, eta in (("bregman", 1.0), ("bregman", 0.0), ("regression", 1.0), ("regression", 0.0),
                           ("consistency", 1.0), ("log", 0.0)):  # fmt: skip
             case("loss d=2", "skew2", 1.0, seed, loss=loss, consistency=eta, rounds=1)
@@ -64,7 +64,7 @@ def experts(seeds):
     law, reward = nk.targets.skewed(2)
     schedule = nk.schedules.VPCosine()
     task, tilted = problem("skew2"), nk.targets.tilt(law, reward).mixture
-    for seed in range(seeds):
+    for seed in seeds:
         keys = jax.random.split(jax.random.key(seed), 2)
         draws = law.sample(keys[0], USUAL["samples"])
         one = nt.value_network(draws, schedule, width=64)
@@ -100,7 +100,7 @@ def pruning(seeds, num=2048):
     steps = nk.grid(schedule, nk.grids.uniform(20))
     for name, (law, reward) in (("three modes", between()), ("das8", nk.targets.das8())):
         model = nk.models.Exact(law, schedule)
-        for seed in range(seeds):
+        for seed in seeds:
             keys = jax.random.split(jax.random.key(seed), 4)
             cpu = time.process_time()
             paths = nt.reward_paths(keys[0], nk.methods.base(model, reward), steps, (2,), 8192)
@@ -124,10 +124,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(studies))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0)
     options = parser.parse_args()
     machine()
     for name in [options.only] if options.only else studies:
-        studies[name](options.seeds)
+        studies[name](range(options.first, options.first + options.seeds))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@
 - easy, hard: `ntrk train tilt --target two_modes --b 0,4` (or 0.5,4) with its defaults, base training included.
 - implicit, weighted: the hard case with the other targets.
 - published: the published setting, reduced (see `published`).
-- step, integer: a cliff, and an integer-valued reward on the host.
+- step, ring, double_well, field32: targets of that name, with the command's defaults. `ideal`: the sliced W2 and the
+  mean reward of the exact denoiser's samples from the same starts, judged alike.
+- integer: an integer-valued reward on the host.
 
 Bars: easy SW2 <= 0.10, variance of y within 10 % of 0.5, weights within 0.03, nll within 0.05 of 2.83;
 hard SW2 <= 0.15.
@@ -26,7 +28,7 @@ from timing import machine, report
 
 import ntrk_jax as nk
 from ntrk_jax.cli import main
-from ntrk_jax.cli.problems import Named
+from ntrk_jax.cli.problems import Named, problem
 from ntrk_jax.cli.tilt_report import judge
 from ntrk_jax.training import TiltLoss, denoise, tilt
 from ntrk_jax.training.fit import FitState
@@ -38,6 +40,10 @@ COMMANDS = {
     "implicit": ["--b", "0.5,4", "--method", "implicit"],
     "weighted": ["--b", "0.5,4", "--method", "weighted"],
     "step": ["--target", "step"],
+    "ring": ["--target", "ring"],
+    "double_well": ["--target", "double_well"],
+    "field32": ["--target", "field32"],
+    "step_explicit": ["--target", "step", "--method", "explicit"],
     "step_implicit": ["--target", "step", "--method", "implicit"],
     "step_weighted": ["--target", "step", "--method", "weighted"],
 }
@@ -48,7 +54,7 @@ SHOWN = ("sw2", "sw2_floor", "mean", "mean_exact", "weights", "weights_exact", "
 def show(case, seed, found, **more):
     """One line: the numbers with the variances taken out of the covariance."""
     numbers = {k: np.round(found[k], 4).tolist() for k in SHOWN if found.get(k) is not None}
-    variances = np.round(np.diag(found["cov"]), 4).tolist()
+    variances = None if found["cov"] is None else np.round(np.diag(found["cov"]), 4).tolist()
     report("tilt", case, seed=seed, **numbers, variances=variances, base_sw2=found["base"]["sw2"], **more)
 
 
@@ -60,8 +66,13 @@ def command(case, seed):
         if result.exit_code:
             raise SystemExit(result.output)
         found = json.loads((Path(folder) / "report.json").read_text())
-    names = ("rounds", "reward_calls", "seconds", "cpu_seconds")
-    show(case, seed, found, **{k: found[k] for k in names})
+    more = {k: found[k] for k in ("rounds", "reward_calls", "seconds", "cpu_seconds")}
+    if "--target" in COMMANDS[case]:
+        task = problem(COMMANDS[case][1])
+        model = nk.models.Exact(task.tilted(1.0), task.schedule)
+        ideal = judge(task, 1.0, model, model, seed, 10_000)
+        more |= {f"ideal_{k}": ideal[k] for k in ("sw2", "mean_reward")}
+    show(case, seed, found, **more)
 
 
 def levels(x):

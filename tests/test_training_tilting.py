@@ -190,7 +190,7 @@ def test_one_weighted_round_is_made_where_the_whole_tilt_leaves_a_fifth_effectiv
     normal = np.random.default_rng(1).normal(size=4000)  # of a normal reward times s the share is exp(-s^2)
     mild, steep = (s * normal for s in (np.sqrt(np.log(1 / 0.25)), np.sqrt(np.log(1 / 0.15))))
     leap = rounds._settled(TiltPlan(rate=1e-3, num_steps=10), 0.0, mild)
-    assert (leap.method, leap.num_steps, leap.rate, rounds._step(mild, 1.0, leap)) == ("weighted", 30, 2e-3, 1.0)
+    assert (leap.method, leap.num_steps, leap.rate, rounds._step(mild, 1.0, leap)) == ("weighted", 50, 2e-3, 1.0)
     for plan, a, r in (
         (TiltPlan(), 0.0, steep), (TiltPlan(), 0.5, mild), (TiltPlan(num_rounds=2), 0.0, mild),
         (TiltPlan(ess=0.9), 0.0, mild),

@@ -9,7 +9,7 @@ the reward once a sample, chooses a step h, freezes the model as anchor and trai
   h = 1 / num_rounds.
 - Rounds are for tilts that no sample of the model shows yet. Each hands its errors to the next, smoothing whatever edge
   the reward has cut. So where the whole tilt leaves a fifth or more of the first samples effective, "auto" makes it in
-  one weighted round, exact for any reward, with three rounds' steps; otherwise it takes explicit rounds, whose anchor
+  one weighted round, exact for any reward, with five rounds' steps; otherwise it takes explicit rounds, whose anchor
   keeps the noise of few effective samples out of the student.
 - Starts are even (`training.draws`), so that the shares of modes do not walk from round to round.
 - A model with moments (`models.MomentDenoiser`) is given those of the tilted samples before its student is trained.
@@ -56,7 +56,7 @@ class TiltPlan:
     Attributes:
         method: "explicit", "implicit" or "weighted", or "auto": one weighted round where the whole tilt leaves a fifth
             of the samples effective and neither `num_rounds` nor `ess` is given, else explicit ones. That round has
-            three times `num_steps` at twice the `rate`, and half of its times below 0.3 of `noise`.
+            five times `num_steps` at twice the `rate`, and half of its times below 0.3 of `noise`.
         kind: as in `TiltLoss`.
         num_rounds: None to choose steps by `ess`. ess: the share of the effective sample size that a step keeps; None
             is 0.7 for "explicit", whose error grows with the step, and 0.6 for the others.
@@ -207,7 +207,7 @@ def _settled(plan: TiltPlan, a: float, rewards: np.ndarray) -> TiltPlan:
         return plan
     if a > 0.0 or (plan.num_rounds, plan.ess) != (None, None) or effective_share(rewards) < LEAP:
         return replace(plan, method="explicit")
-    more = {"num_steps": 3 * plan.num_steps, "rate": 2.0 * plan.rate, "decay": max(plan.decay, 0.995)}
+    more = {"num_steps": 5 * plan.num_steps, "rate": 2.0 * plan.rate, "decay": max(plan.decay, 0.998)}
     return replace(plan, method="weighted", num_rounds=1, noise=0.3 * plan.noise, **more)
 
 
