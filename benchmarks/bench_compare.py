@@ -55,13 +55,24 @@ def instances(target, names, plan, num, observed):
         {k: float(np.mean([one[j][k] for one in found])) for k in found[0][j] if found[0][j][k] is not None}
         for j in (0, 1)
     )
-    report("compare", f"{target} floor", observed=observed, **floor)
+    spread = {f"{k}_error": _error([one[1][k] for one in found]) for k in floor}
+    report("compare", f"{target} floor", observed=observed, **floor, **spread)
     outcomes = []
     for i in range(len(names)):
         parts = [one[2][i] for one in found if one[2][i] is not None]
         if parts:
             outcomes.append(parts[0]._replace(rows=[row for part in parts for row in part.rows]))
+            pairs = [one[2][i].rows[0]["sw1"] - one[1]["sw1"] for one in found if one[2][i] is not None]
+            report(
+                "compare", f"{target} {names[i]} above its floor", observed=observed, instances=len(pairs),
+                sw1=float(np.mean(pairs)), sw1_error=_error(pairs),
+            )  # fmt: skip
     return exact, floor, outcomes
+
+
+def _error(values):
+    """The standard error of a mean."""
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
 
 
 def table(target, plan, exact, floor, outcomes):

@@ -1,4 +1,4 @@
-"""Evidence and mean reward of every SMC method on exact mixtures: `python benchmarks/bench_smc.py [--groups 256]`.
+"""Evidence and mean reward of every SMC method on exact mixtures: `python benchmarks/bench_smc.py [--groups 256] [--problems ...]`.
 
 One line a problem and method. log Z is that of the mean of Z over the populations; its reference is the exact value
 plus the discretisation bias, measured by plain Monte Carlo from the base sampler on the same grid. The mean reward is
@@ -72,16 +72,18 @@ def main():
     parser.add_argument("--particles", type=int, default=100)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--reference", type=int, default=1_000_000)
+    parser.add_argument("--problems", default=",".join(PROBLEMS))
+    parser.add_argument("--methods", default=",".join(METHODS))
     args = parser.parse_args()
     machine()
     schedule = nk.schedules.VPCosine()
     steps = nk.grid(schedule, nk.grids.uniform(args.steps))
-    for name, make in PROBLEMS.items():
-        mixture, reward = make()
+    for name in args.problems.split(","):
+        mixture, reward = PROBLEMS[name]()
         tilted = nk.targets.tilt(mixture, reward)
         exact = (float(tilted.log_normalizer), float(nk.targets.expected_reward(tilted.mixture, reward)))
         ref = reference(mixture, reward, schedule, steps, args.reference)
-        for method in METHODS:
+        for method in args.methods.split(","):
             line = case(method, args.groups, args.particles, args.steps, ref, mixture, reward, exact)
             report("smc", f"{name} {method}", **line)
 
