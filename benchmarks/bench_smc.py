@@ -1,4 +1,4 @@
-"""Evidence and mean reward of every SMC method on exact mixtures: `python benchmarks/bench_smc.py [--groups 256] [--problems ...]`.
+"""Evidence and mean reward of every SMC method on exact mixtures: `python benchmarks/bench_smc.py`.
 
 One line a problem and method. log Z is that of the mean of Z over the populations; its reference is the exact value
 plus the discretisation bias, measured by plain Monte Carlo from the base sampler on the same grid. The mean reward is
