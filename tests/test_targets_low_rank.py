@@ -113,6 +113,17 @@ def test_the_inverse_problem_is_the_published_one():
     assert not np.allclose(other.mixture.weights, law.weights)
 
 
+def test_the_observation_is_that_of_a_draw_of_the_law():
+    """Whitened by its own mode the observation is standard normal, so its distance to the nearest mode is no longer."""
+    squares = []
+    for instance in range(60):
+        law, reward = targets.cardoso(8, observed=4, instance=instance)
+        h, std = np.asarray(reward.operator, np.float64), float(reward.noise_std)
+        away = np.asarray(law.means, np.float64) @ h.T - np.asarray(reward.observation, np.float64)
+        squares.append(np.min(np.sum(away @ np.linalg.inv(h @ h.T + std**2 * np.eye(4)) * away, 1)))
+    assert 3.0 < np.mean(squares) < 4.0 + 3 * (8 / 60) ** 0.5
+
+
 def test_what_is_no_low_rank_mixture():
     ones, means = np.ones(1), np.zeros((1, 3))
     for args, words in [
