@@ -164,7 +164,8 @@ def _guided(task: Named, value: Any, beta: float, num: int, seed: int, num_steps
 @partial(jax.jit, static_argnums=1)
 def _ess(key: Any, shape: tuple, model: Any, reward: Any, schedule: Any, value: Any, beta: Any) -> Any:
     """The mean effective share of TDS's particles over rows and populations, never resampled below one half."""
-    sampler = nk.methods.tds(model, reward, shape, temperature=beta, num_particles=_PARTICLES, value=value)
+    own = {"temperature": beta, "num_particles": _PARTICLES, "value": value}
+    sampler = nk.methods.tds(model, reward, shape, schedule=None, **own)  # not tempered: exact values have even weights
     steps = nk.grid(schedule, nk.grids.uniform(_ROWS))
 
     def population(key: Any) -> Any:
