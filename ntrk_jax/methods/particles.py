@@ -19,7 +19,10 @@ from ntrk_jax.whitening import TypicalSet
 
 __all__ = ["das", "das_adaptive", "fk", "fk_max", "fk_sum", "ntrk_smc", "psi", "tds"]
 
-_SIGNAL = Signal()
+
+def _trust(schedule: Any, value: Value | None) -> Any:
+    """The tempering asked for; of "auto" by signal for the plug-in value, and none for a value made for noise."""
+    return (Signal() if value is None else None) if isinstance(schedule, str) else schedule
 
 
 def fk(
@@ -29,7 +32,7 @@ def fk(
     *,
     temperature: Scalar = 1.0,
     potential: str = "difference",
-    schedule: Any = _SIGNAL,
+    schedule: Any = "auto",
     num_particles: int = 4,
     guidance: Guidance | None = None,
     kernel: Kernel | None = None,
@@ -40,13 +43,14 @@ def fk(
 ) -> SMC:
     """FK steering: the base kernel (or any exact rule) as proposal, no gradient, four potentials.
 
-    potential: "difference", "max", "sum" or "reward". schedule: of "difference", None as published, where log Z has
-    heavy tails. when: the rows that resample, all for "difference" unless said otherwise; for the potentials that build
-    up they are also those that count, by default the paper's evenly spaced ones in a window, `resampling.Spaced()`.
+    potential: "difference", "max", "sum" or "reward". schedule: of "difference"; "auto" is `potentials.Signal()` for the
+    plug-in value and None for another; None, as published, gives the plug-in value heavy tails. when: the rows that
+    resample, all for "difference" unless said otherwise; for the potentials that build up they are also those that
+    count, by default the paper's evenly spaced ones in a window, `resampling.Spaced()`.
     """
     look = Look(model, reward, grad=getattr(guidance, "needs_grad", False), value=value)
     if potential == "difference":
-        targets = Tempered(temperature, schedule)
+        targets = Tempered(temperature, _trust(schedule, value))
     else:
         when = when or Spaced()
         targets = Accumulated(temperature, potential, when)
@@ -71,7 +75,7 @@ def tds(
     *,
     temperature: Scalar = 1.0,
     limit: Scalar = 1.0,
-    schedule: Any = _SIGNAL,
+    schedule: Any = "auto",
     num_particles: int = 4,
     kernel: Kernel | None = None,
     value: Value | None = None,
@@ -81,13 +85,14 @@ def tds(
     """TDS: the mean shifted by the value's gradient, by `limit` standard deviations at most, corrected by weights.
 
     The shift is std^2 grad; the published one puts the tilted Tweedie mean into the kernel (`guidance.Twisted`), the
-    same to first order in the row. schedule: how far the value is trusted at noise, None for 1 throughout as published,
-    where log Z has heavy tails. Weights are exact for all.
+    same to first order in the row. schedule: how far the value is trusted at noise; "auto" is `potentials.Signal()`
+    for the plug-in value and None, 1 throughout as published, for another; None gives the plug-in value heavy tails.
     """
     look = Look(model, reward, grad=True, value=value)
     return SMC(
         look, kernel or DDIM(eta=1.0), Limit(DPS(1.0 / temperature), limit),
-        Tempered(temperature, schedule), resample or WhenESS(Systematic(), 0.5), None, num_particles, chunk,
+        Tempered(temperature, _trust(schedule, value)), resample or WhenESS(Systematic(), 0.5), None,
+        num_particles, chunk,
     )  # fmt: skip
 
 
