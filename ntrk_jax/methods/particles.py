@@ -43,8 +43,8 @@ def fk(
 ) -> SMC:
     """FK steering: the base kernel (or any exact rule) as proposal, no gradient, four potentials.
 
-    potential: "difference", "max", "sum" or "reward". schedule: of "difference"; "auto" is `potentials.Signal()` for the
-    plug-in value and None for another; None, as published, gives the plug-in value heavy tails. when: the rows that
+    potential: "difference", "max", "sum" or "reward". schedule of "difference": "auto" is `potentials.Signal()` for
+    the plug-in value and None for another; None, as published, gives the plug-in value heavy tails. when: the rows that
     resample, all for "difference" unless said otherwise; for the potentials that build up they are also those that
     count, by default the paper's evenly spaced ones in a window, `resampling.Spaced()`.
     """
