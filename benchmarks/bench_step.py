@@ -2,10 +2,10 @@
 
     python benchmarks/bench_step.py
 
-The hand-written scans below do the arithmetic of the sampler and nothing else: no counts, no flags. Asked for the sample
-alone, as they are, the compiled sampler leaves out what nobody reads; asked for its whole state it carries counts,
-flags and the importance weight of the path. NTRK is compared with a scan without that weight ("ntrk") and with one that
-computes it ("weighted ntrk").
+The hand-written scans below do the arithmetic of the sampler and nothing else: no counts, no flags. Asked for the
+sample alone, as they are, the compiled sampler leaves out what nobody reads; asked for its whole state it carries
+counts, flags and the importance weight of the path. NTRK is compared with a scan without that weight ("ntrk") and with
+one that computes it ("weighted ntrk").
 """
 
 import functools

@@ -87,7 +87,7 @@ def test_a_subset_of_rows_is_all_of_them_when_it_is_full_and_clipping_shortens()
     np.testing.assert_allclose(loss(matching(num_rows=63), weights(0.5)), full, rtol=1e-4)
     np.testing.assert_allclose(loss(matching(clip=1e6), weights(0.5)), full, rtol=1e-6)
     still = loss(matching(clip=0.0), weights(0.0))
-    assert still == 0, "without an adjoint the base stays put"
+    assert still < 1e-10, "without an adjoint the base stays put"
     assert loss(matching(clip=0.1), weights(0.0)) < 0.2 * loss(matching(), weights(0.0))
 
 

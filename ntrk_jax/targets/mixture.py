@@ -218,8 +218,7 @@ class GaussianMixture:
         values = self.eigenvalues.astype(x.dtype)
         centre, top = self.mean().astype(x.dtype), jnp.max(values)
         logs = self.logits.astype(x.dtype) + self.relative_log_density(x, alpha, sigma, centre, top)
-        spread, y = alpha**2 * values + sigma**2, self._rotate(x, alpha)
-        clean = alpha > sigma
+        spread, y, clean = alpha**2 * values + sigma**2, self._rotate(x, alpha), alpha > sigma
         safe = jnp.where(clean, alpha, jnp.ones_like(alpha))
         gain = jnp.where(clean, -(sigma**2) / (safe * spread), alpha * values / spread)
         return Conditioned(x, jax.nn.log_softmax(logs), y, gain, sigma**2 * values / spread, spread, clean, safe)
@@ -231,10 +230,9 @@ class GaussianMixture:
         `top` is at least every eigenvalue; what is common to two laws cancels if they share `centre` and `top`.
         """
         x, alpha, sigma = self._inputs(x, alpha, sigma)
-        values, off = self.eigenvalues.astype(x.dtype), self.means.astype(x.dtype) - centre.astype(x.dtype)[None]
-        top = top.astype(x.dtype)
+        values, top, centre = (a.astype(x.dtype) for a in (self.eigenvalues, top, centre))
+        off, x_off = self.means.astype(x.dtype) - centre[None], x - alpha * centre
         spread, widest = alpha**2 * values + sigma**2, alpha**2 * top + sigma**2
-        x_off = x - alpha * centre.astype(x.dtype)
         moved = (alpha**2 * jnp.sum(off**2, -1) - 2.0 * alpha * contract("ki,i->k", off, x_off)) / widest
         narrow = jnp.sum(self._rotate(x, alpha) ** 2 * (alpha**2 * (top - values) / (spread * widest)), -1)
         return -0.5 * (moved + narrow + jnp.sum(jnp.log(spread / widest), -1))
