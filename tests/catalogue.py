@@ -96,6 +96,8 @@ def build(name, shape, *, model=None, reward=None, poison=0.0, **options):
         options.setdefault("num_particles", NUM_PARTICLES)
     if entry.tree:
         options.setdefault("grid", steps())
+    if name in ("ntrk_mixed", "ntrk_smc", "ntrk_x0"):  # `ntrk` and `calibrated` run the paper's operator, for all five
+        options.setdefault("whiten", nk.whitening.UnitNorm())
     if name == "flow_monte_carlo":
         samples = 0.2 + 0.7 * jax.random.normal(jax.random.key(4), (16, *shape))
         options |= {"samples": samples, "rewards": jax.vmap(Near())(samples)}

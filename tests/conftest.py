@@ -8,7 +8,7 @@ users have it.
 
 import os
 
-LEAN = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
+LEAN = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"  # notebooks and commands inherit it
 FLAGS = ["--xla_force_host_platform_device_count=4"]
 if LEAN:  # extra options that a version does not know are passed over
     FLAGS.append("--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters")
