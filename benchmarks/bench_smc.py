@@ -18,7 +18,7 @@ PROBLEMS = {
     "das9": nk.targets.das9, "das8": nk.targets.das8, "skew2": lambda: nk.targets.skewed(2),
     "skew8": lambda: nk.targets.skewed(8),
 }  # fmt: skip
-METHODS = ("fk", "fk_max", "tds", "das", "das_adaptive", "ntrk_smc")
+METHODS = ("fk", "fk signal", "fk_max", "tds", "das", "das_adaptive", "ntrk_smc")
 run = jax.jit(jax.vmap(nk.run, (None, 0, 0, None)))
 
 
@@ -42,7 +42,9 @@ def case(method, groups, particles, num_steps, ref, mixture, reward, exact):
     schedule = nk.schedules.VPCosine()
     steps = nk.grid(schedule, nk.grids.uniform(num_steps))
     model = nk.models.Exact(mixture, schedule)
-    sampler = nk.methods.CATALOGUE[method].build(model, reward, (mixture.dim,), num_particles=particles)
+    name, _, option = method.partition(" ")
+    options = {"schedule": nk.potentials.Signal()} if option == "signal" else {}
+    sampler = nk.methods.CATALOGUE[name].build(model, reward, (mixture.dim,), num_particles=particles, **options)
     x = jax.random.normal(jax.random.key(2), (groups, particles, mixture.dim))
     began = time.perf_counter()
     state, trace = jax.block_until_ready(run(sampler, jax.random.split(jax.random.key(1), groups), x, steps))

@@ -32,7 +32,7 @@ def fk(
     *,
     temperature: Scalar = 1.0,
     potential: str = "difference",
-    schedule: Any = "auto",
+    schedule: Any = None,
     num_particles: int = 4,
     guidance: Guidance | None = None,
     kernel: Kernel | None = None,
@@ -43,10 +43,10 @@ def fk(
 ) -> SMC:
     """FK steering: the base kernel (or any exact rule) as proposal, no gradient, four potentials.
 
-    potential: "difference", "max", "sum" or "reward". schedule of "difference": "auto" is `potentials.Signal()` for
-    the plug-in value and None for another; None, as published, gives the plug-in value heavy tails. when: the rows that
-    resample, all for "difference" unless said otherwise; for the potentials that build up they are also those that
-    count, by default the paper's evenly spaced ones in a window, `resampling.Spaced()`.
+    potential: "difference", "max", "sum" or "reward". schedule of "difference": None, as published, steers few
+    particles hardest and gives log Z heavy tails; `potentials.Signal()`, which "auto" is for the plug-in value, takes
+    them away. when: the rows that resample, all for "difference" unless said otherwise; for the potentials that build
+    up they are also those that count, by default the paper's evenly spaced ones in a window, `resampling.Spaced()`.
     """
     look = Look(model, reward, grad=getattr(guidance, "needs_grad", False), value=value)
     if potential == "difference":
