@@ -6,8 +6,10 @@ programs ask for some optimisation (`catalogue.EXACT`). With JAX_DISABLE_MOST_OP
 users have it.
 """
 
+import gc
 import os
 
+gc.set_threshold(100_000, 20, 50)  # tracing makes many objects and few cycles
 LEAN = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"  # notebooks and commands inherit it
 FLAGS = ["--xla_force_host_platform_device_count=4"]
 if LEAN:  # extra options that a version does not know are passed over
