@@ -1,13 +1,14 @@
 """Reward per NFE on the digits: target and held-out reward, and distance to real digits, at growing budgets.
 
     python benchmarks/bench_reward.py [--methods all] [--nfe 25,50,100,250,500] [--num 100] [--seeds 5] [--first 0]
-        [--picture FILE]
+        [--halvings 1] [--checkpoint FILE] [--picture FILE]
 
 Every method of the catalogue, at every budget tuned anew by the rule of `ntrk compare`: of the strengths tried the one
 with the highest mean of target and held-out reward, on a seed that is not reported, at a distance to the nearest real
-digit of at most 1.2 times the base sampler's. The budget is the number of model evaluations of one returned sample;
-gradients are counted beside it. One JSON line a method and budget, then a table in Markdown, and a verdict. The rule
-does not look at variety; the lines do: `spread` is the mean distance between two samples of the same digit.
+digit of at most 1.2 times the base sampler's. With --halvings K > 1 strengths are tuned more finely, up to that limit.
+The budget is the number of model evaluations of one returned sample; gradients are counted beside it. One JSON line a
+method and budget, then a table in Markdown, and a verdict. The rule does not look at variety; the lines do: `spread` is
+the mean distance between two samples of the same digit.
 """
 
 import argparse
@@ -25,15 +26,15 @@ from ntrk_jax.cli.problems import problem
 RATIO = 1.2
 
 
-def curve(names, budgets, num, seeds, first):
+def curve(names, budgets, num, seeds, first, halvings=1, checkpoint=None):
     """{method: {budget: summary}}, and one JSON line for each as it is made."""
-    task = problem("digits")
+    task = problem("digits", checkpoint=checkpoint)
     judge, found = judge_for(task, num), {}
     asked = np.arange(num) % 10
     for name in names:
         jax.clear_caches()  # some two hundred samplers compiled and kept exhaust the memory maps of one process
         for nfe in budgets:
-            plan = Plan(Budget(nfe=nfe), num, tuple(range(first, first + seeds)))
+            plan = Plan(Budget(nfe=nfe), num, tuple(range(first, first + seeds)), halvings=halvings)
             try:
                 why = refusal(name, task, plan)
                 outcome = None if why else compare_method(name, task, judge, plan)
@@ -145,12 +146,14 @@ def main():
     parser.add_argument("--num", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
+    parser.add_argument("--halvings", type=int, default=1, help="of the step between strengths, around the best")
+    parser.add_argument("--checkpoint", help="another digits model, made by `ntrk train digits`")
     parser.add_argument("--picture")
     options = parser.parse_args()
     names = nk.methods.names() if options.methods == "all" else options.methods.split(",")
     budgets = [int(nfe) for nfe in options.nfe.split(",")]
     machine()
-    found = curve(names, budgets, options.num, options.seeds, options.first)
+    found = curve(names, budgets, options.num, options.seeds, options.first, options.halvings, options.checkpoint)
     print(table(found, budgets) + "\n\n" + verdict(found), flush=True)
     if options.picture:
         picture(options.picture, found)

@@ -1,6 +1,7 @@
 """`ntrk compare`: the report's schema, how a budget is spent, how strengths are chosen, and what is refused."""
 
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from ntrk_jax.cli.compare_runs import Budget, Draws, make, rows_for
 from ntrk_jax.cli.console import BadInput
 from ntrk_jax.cli.problems import problem
 
+SHIPPED = Path(nk.__file__).parent / "data" / "digits.npz"
 FILES = ["compare.png", "report.json", "report.md"]
 ROW = ["method", "seed", "nfe", "model_vjp", "reward", "reward_vjp", "mean_reward", "sw1", "sw2", "mode_tv", "log_z",
        "ess", "seconds"]  # fmt: skip
@@ -38,7 +40,7 @@ def das9(tmp_path_factory):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     out = tmp_path_factory.mktemp("compare") / "out"
-    args = ["--target", "digits", "--steps", 4, "--num", 20, "--seeds", 1, "--out", out]
+    args = ["--target", "digits", "--steps", 4, "--num", 20, "--seeds", 1, "--out", out, "--checkpoint", SHIPPED]
     result = invoke("compare", *args, "--methods", "ntrk,exact")
     assert result.exit_code == 0, result.output
     return out, result, json.loads((out / "report.json").read_text())
@@ -217,6 +219,8 @@ def test_a_gradient_of_a_cliff_is_left_out(tmp_path):
         (["--target", "cardoso7"], ["dim must be even"]),
         (["--target", "cardoso8", "--observed", 9], ["observed between 1 and dim"]),
         (["--target", "das9", "--observed", 2], ["--observed", "cardosoD", "das9"]),
+        (["--target", "das9", "--checkpoint", "digits.npz"], ["--checkpoint", "digits", "das9"]),
+        (["--target", "digits", "--checkpoint", "absent.npz"], ["absent.npz is not a digits model"]),
         (["--methods", "nope"], ["unknown method 'nope'", "exact", "ntrk"]),
         (["--methods", ","], ["--methods needs at least one"]),
         (["--nfe", 10, "--steps", 10], ["--nfe", "--steps", "not both"]),

@@ -36,12 +36,12 @@ def asked(monkeypatch):
 
 def test_what_was_asked_and_what_is_written(asked, tmp_path):
     out = tmp_path / "new" / "folder"
-    result = invoke("train", "digits", "--out", out, "--seed", 5, "--steps", 2, "--classifier-steps", 1)
+    result = invoke("train", "digits", "--out", out, "--seed", 5, "--steps", 2, "--classifier-steps", 1, "--kind", "v")
     assert result.exit_code == 0, result.output
     assert [p.name for p in out.iterdir()] == ["digits.npz"]
     assert (out / "digits.npz").read_bytes() == SHIPPED.read_bytes()
     (given,) = asked
-    assert (given["seed"], given["num_steps"], given["classifier_steps"]) == (5, 2, 1)
+    assert (given["seed"], given["num_steps"], given["classifier_steps"], given["kind"]) == (5, 2, 1, "v")
     assert "accuracy" in result.stdout
     assert "denoiser: step 2 of 2, loss 0.5" in result.stderr
 

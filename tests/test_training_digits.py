@@ -103,11 +103,18 @@ def test_a_short_training_writes_a_file_that_reads_back(tmp_path, monkeypatch):
     monkeypatch.setattr(digits, "_network", lambda rngs: MLP(digits.SHAPE, width=8, hidden=8, depth=1, rngs=rngs))
     seen = []
     made = train_digits(
-        3, tmp_path / "new" / "a.npz", lambda *args: seen.append(args), num_steps=20, classifier_steps=20
+        3,
+        tmp_path / "new" / "a.npz",
+        lambda *args: seen.append(args),
+        num_steps=20,
+        classifier_steps=20,
+        kind="v",
     )
     read = load_digits_model(tmp_path / "new" / "a.npz")
     assert read == made
     assert read.record["seed"] == 3
+    assert read.record["kind"] == read.denoiser.kind == "v"
+    assert MODEL.denoiser.kind == "x0"
     assert [row[:3] for row in seen] == [("denoiser", 20, 20), ("reward", 20, 20), ("judge", 20, 20)]
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.npz"], "nothing else is left behind"
 

@@ -53,6 +53,7 @@ _RULES = {
 @click.option("--tune/--no-tune", default=True, show_default=True, help="Choose strengths, or take the defaults.")
 @click.option("--observed", type=click.IntRange(1, 64), help="Numbers seen, of cardosoD.")
 @click.option("--instance", type=click.IntRange(0, 2**31), help="Of the random problem, of cardosoD.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Of digits: a file of `ntrk train digits`.")
 @click.option("--kernel", help="The base kernel of methods that take one, e.g. 'DDIM(eta=0.85)'.")
 @click.option("--schedule", help="The noise schedule, e.g. RectifiedFlow.")
 @click.option("--value", type=click.Choice(["plug-in", "exact"]), default="plug-in", help="For methods that take one.")
@@ -92,7 +93,7 @@ def _study(options: dict[str, Any]) -> tuple[dict[str, Any], Any, list[Any]]:
     names, plan = _names(options["methods"]), _plan(options)
     if options["target"] == "mixture":
         raise BadInput(f"--target mixture is not known to compare; known are {NAMED}.")
-    given = {name: options[name] for name in ("schedule", "observed", "instance")}
+    given = {name: options[name] for name in ("schedule", "observed", "instance", "checkpoint")}
     task = problem(options["target"], **given)
     reasons = {name: refusal(name, task, plan) for name in names}
     outcomes, skipped = [], [{"method": name, "reason": why} for name, why in reasons.items() if why is not None]
@@ -111,7 +112,8 @@ def _study(options: dict[str, Any]) -> tuple[dict[str, Any], Any, list[Any]]:
         raise BadInput(f"no method could run; {skipped[-1]['method']}: {skipped[-1]['reason']}")
     settings = {
         **plan._asdict(), "budget": plan.budget._asdict(), "observed": options["observed"],
-        "instance": options["instance"], "schedule": repr(task.schedule), "reward": type(task.reward).__name__,
+        "instance": options["instance"], "checkpoint": options["checkpoint"] and str(options["checkpoint"]),
+        "schedule": repr(task.schedule), "reward": type(task.reward).__name__,
     }  # fmt: skip
     rules = {**_RULES, "tuning": _RULES["tuning"] + judge.criterion + "." if plan.tune else "the defaults."}
     report = {

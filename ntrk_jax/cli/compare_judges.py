@@ -102,10 +102,8 @@ class DigitsJudge:
 
     def __init__(self, task: Named, num: int) -> None:
         """Load the judges and measure the base sampler."""
-        from ntrk_jax.training import digits
-
         self.task, self.num = task, num
-        self.model = digits.load_digits_model()
+        self.model = task.digits
         self.asked = np.arange(num) % 10
         self.exact: dict[str, Any] = {"mean_reward": None, "log_z": None}
         self.floor: dict[str, Any] = {"sw1": None, "sw2": None}

@@ -1,7 +1,8 @@
 """The comparison itself: for each method a strength is chosen, then every seed is drawn and judged.
 
 Strengths are tried as the method's catalogue row lists them; while the best is at an end of what was tried, one more
-beyond it at the same ratio, three at most; then half a step to either side of the best.
+beyond it at the same ratio, three at most; then half a step to either side of the best, and, of `Plan.halvings` more
+than one, a quarter, an eighth ...
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Plan(NamedTuple):
     tune: bool = True
     kernel: str | None = None
     value: str = "plug-in"
+    halvings: int = 1
 
 
 class Outcome(NamedTuple):
@@ -127,8 +129,10 @@ def _tuned(
     ratio = (high / low) ** (1.0 / (len(listed) - 1)) if high > low else 10**0.5
     for _ in range(_BEYOND):
         attempt(best() * ratio if best() == max(tried) else best() / ratio if best() == min(tried) else best())
-    for strength in (best() / ratio**0.5, best() * ratio**0.5):
-        attempt(strength)
+    for _ in range(plan.halvings):
+        ratio, middle = ratio**0.5, best()
+        attempt(middle / ratio)
+        attempt(middle * ratio)
     tries = [{"strength": s, "score": score, **measured} for s, (score, _, measured) in tried.items()]
     return tried[best()][1], tries
 

@@ -28,6 +28,7 @@ class Named(NamedTuple):
     """What a sampler is built for.
 
     model, schedule, reward: as everywhere. shape: of one sample. law: the base law in closed form, or None.
+    digits: the digits model that all of this belongs to, or None.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Named(NamedTuple):
     reward: Any
     shape: tuple[int, ...]
     law: Any = None
+    digits: Any = None
 
     def tilted(self, temperature: float) -> Any:
         """The exact tilted law, or None where it is not known, does not exist, or the temperature is infinite."""
@@ -136,7 +138,7 @@ def _digits(digit: int, checkpoint: Path | None) -> Named:
 
     with user_input("--checkpoint" if checkpoint else "digits"):
         model = digits.load_digits_model(checkpoint)
-    return Named("digits", model.denoiser, model.schedule, model.reward(digit), digits.SHAPE)
+    return Named("digits", model.denoiser, model.schedule, model.reward(digit), digits.SHAPE, digits=model)
 
 
 def parse(text: str, module: str) -> Any:

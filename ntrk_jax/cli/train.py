@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ntrk_jax import tweedie
 from ntrk_jax.cli.console import Progress, print_table, table
 from ntrk_jax.cli.outputs import refuse_existing, staged
 from ntrk_jax.cli.train_guidance import train_guidance
@@ -28,8 +29,10 @@ def train() -> None:
 @click.option("--steps", type=click.IntRange(1, 10_000_000), default=10_000, show_default=True, help="Of the denoiser.")
 @click.option("--classifier-steps", type=click.IntRange(1, 10_000_000), default=4_000, show_default=True,
               help="Of the reward and of the judge.")  # fmt: skip
+@click.option("--kind", type=click.Choice(tweedie.KINDS), default="x0", show_default=True,
+              help="What the denoiser's network predicts.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
-def train_digits(out: Path, seed: int, steps: int, classifier_steps: int, overwrite: bool) -> None:
+def train_digits(out: Path, seed: int, steps: int, classifier_steps: int, kind: str, overwrite: bool) -> None:
     """Train the digits model: the denoiser, the reward and the judge; about a minute on two CPU cores."""
     folder, name = (out.parent, out.name) if out.suffix == ".npz" else (out, "digits.npz")
     refuse_existing(folder, [name], overwrite)
@@ -46,7 +49,7 @@ def train_digits(out: Path, seed: int, steps: int, classifier_steps: int, overwr
 
         with staged(folder, [name], overwrite) as stage:
             model = digits.train_digits(
-                seed, stage / name, progress=report, num_steps=steps, classifier_steps=classifier_steps
+                seed, stage / name, progress=report, num_steps=steps, classifier_steps=classifier_steps, kind=kind
             )
     shown = table(f"Digits model, seed {seed}", ["number", "value"])
     for key, value in model.record["numbers"].items():

@@ -4,8 +4,9 @@ The data are the 1797 images of 8 x 8 pixels bundled with scikit-learn (test hal
 Recognition of Handwritten Digits", UCI 1998), scaled from 0 ... 16 to [-1, 1]; distances between images are
 Euclidean in these units (a real digit is on average 2.05 from its nearest neighbour).
 
-- The denoiser predicts x0, not the noise or the velocity: off the data it then falls back to something like a
-  digit, where a network that predicts noise follows x wherever guidance takes it.
+- The shipped denoiser predicts x0, not the noise or the velocity: off the data it then falls back to something like a
+  digit, where a network that predicts noise follows x wherever guidance takes it. `train_digits(kind="v")` makes one of
+  the other sort, which most large pretrained models are.
 - The reward is one logit of a perceptron trained on one half of the images; the judge a convolution trained on the
   other half. The two share no image, no seed and no architecture.
 
@@ -131,17 +132,17 @@ def _network(rngs: Any) -> Any:
     return MLP(SHAPE, width=192, hidden=384, depth=3, rngs=rngs)
 
 
-def _denoiser(state: PyTree | None = None) -> FlaxDenoiser:
-    """The denoiser with these weights; without any, one whose leaves are shapes."""
+def _denoiser(kind: str, state: PyTree | None = None) -> FlaxDenoiser:
+    """The denoiser that predicts `kind`, with these weights; without any, one whose leaves are shapes."""
     from flax import nnx
 
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: _network(nnx.Rngs(0))))
-    return NnxDenoiser((graphdef, shapes if state is None else state), "x0", VPCosine())
+    return NnxDenoiser((graphdef, shapes if state is None else state), kind, VPCosine())
 
 
 def train_digits(
     seed: int = 0, out: str | os.PathLike | None = None, progress: Progress | None = None, *,
-    num_steps: int = 10_000, classifier_steps: int = 4_000,
+    num_steps: int = 10_000, classifier_steps: int = 4_000, kind: str = "x0",
 ) -> DigitsModel:  # fmt: skip
     """Train the denoiser and both classifiers from scratch, and write them to a file.
 
@@ -152,6 +153,7 @@ def train_digits(
         out: the .npz file to write (replaced only when complete), or None.
         progress: called as progress(part, step, num_steps, loss), part being "denoiser", "reward" or "judge".
         num_steps, classifier_steps: steps of 128 images, of the denoiser and of each classifier.
+        kind: what the denoiser's network predicts, one of `tweedie.KINDS`; the classifiers do not depend on it.
 
     Returns:
         The model as `load_digits_model` would read it back.
@@ -159,13 +161,13 @@ def train_digits(
     Cost: about a minute on two CPU cores.
     """
     keys = jax.random.split(jax.random.key(seed), 3)
-    state, numbers = _train_denoiser(keys[0], num_steps, progress)
+    state, numbers = _train_denoiser(keys[0], kind, num_steps, progress)
     weights: dict[str, PyTree] = {"denoiser": state}
     for name, key, rows in zip(_CLASSIFIERS, keys[1:], halves(seed), strict=True):
         weights[name], measured = _train_classifier(name, key, rows, classifier_steps, progress)
         numbers.update(measured)
     record = {
-        "format": _FORMAT, "seed": seed, "num_steps": num_steps, "classifier_steps": classifier_steps,
+        "format": _FORMAT, "seed": seed, "kind": kind, "num_steps": num_steps, "classifier_steps": classifier_steps,
         "numbers": numbers, "versions": _versions(),
     }  # fmt: skip
     weights = jax.tree.map(lambda a: np.asarray(a, np.float16), weights)
@@ -174,12 +176,12 @@ def train_digits(
     return _assemble(weights, json.dumps(record))
 
 
-def _train_denoiser(key: Key, num_steps: int, progress: Progress | None) -> tuple[PyTree, dict[str, float]]:
+def _train_denoiser(key: Key, kind: str, num_steps: int, progress: Progress | None) -> tuple[PyTree, dict[str, float]]:
     from flax import nnx
 
     init_key, run_key, test_key = jax.random.split(key, 3)
-    like = _denoiser()
-    loss = DenoisingLoss(like.apply, "x0", like.schedule)
+    like = _denoiser(kind)
+    loss = DenoisingLoss(like.apply, kind, like.schedule)
     images = jnp.asarray(real_digits().images)
     initial = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(_network(nnx.Rngs(key)))))(init_key)
     report = _part("denoiser", num_steps, progress)
@@ -228,14 +230,15 @@ def _versions() -> dict[str, str]:
 
 def _assemble(weights: PyTree, record_json: str) -> DigitsModel:
     w = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), weights)
-    return DigitsModel(_denoiser(w["denoiser"]), w["reward"], w["judge"], record_json)
+    kind = json.loads(record_json).get("kind", "x0")  # files of earlier versions do not say
+    return DigitsModel(_denoiser(kind, w["denoiser"]), w["reward"], w["judge"], record_json)
 
 
 def _shapes() -> dict[str, PyTree]:
     """The tree that a file must hold."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     classifiers = {name: jax.eval_shape(init, key) for name, (_, init) in _CLASSIFIERS.items()}
-    return {"denoiser": _denoiser().variables, **classifiers}
+    return {"denoiser": _denoiser("x0").variables, **classifiers}
 
 
 def _write(path: Path, weights: PyTree, record_json: str) -> None:
