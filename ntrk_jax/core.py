@@ -23,6 +23,7 @@ from ntrk_jax.typing import Array, Key, Sample, Scalar
 __all__ = [
     "Denoiser", "Evals", "Gaussian", "Guidance", "Info", "Kernel", "Lookahead", "Move", "Resampler",
     "Reward", "Sampler", "State", "Status", "Step", "Stream", "Tilt", "Value", "Whitening", "algebra_dtype",
+    "root",
 ]  # fmt: skip
 
 
@@ -231,6 +232,12 @@ class Stream:
     LOOK = 0x80000003
     SELECT = 0x80000004
     INIT = 0xFFFFFFFF
+
+
+def root(x: Array) -> Array:
+    """The square root of x >= 0, with the derivative 0 instead of infinity at 0."""
+    some = x > 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, x, jnp.ones_like(x))), jnp.zeros_like(x))
 
 
 def algebra_dtype(x: Array) -> Any:

@@ -89,19 +89,26 @@ def strengths(entry):
     return tuple({entry.strength: jnp.float32(v)} for v in values)
 
 
-def build(name, shape, *, model=None, reward=None, poison=0.0, **options):
-    """The sampler of a method on a model and a reward that compile fast."""
+CALLS, REWARDS = nk.models.Counter(), nk.models.Counter()
+"""Model and reward evaluations that samplers built with `counted` really made."""
+
+
+def build(name, shape, *, poison=0.0, counted=False, **options):
+    """The sampler of a method on a model and a reward that compile fast, on request counted on the host."""
     entry = nk.methods.CATALOGUE[name]
+    model, reward = (
+        (nk.models.Counted(Shrink(), CALLS), nk.models.Counted(Near(), REWARDS)) if counted else (Shrink(), Near())
+    )
     if entry.population:
         options.setdefault("num_particles", NUM_PARTICLES)
     if entry.tree:
         options.setdefault("grid", steps())
-    if name in ("ntrk_mixed", "ntrk_smc", "ntrk_x0"):  # `ntrk` and `calibrated` run the paper's operator, for all five
+    if name in ("ntrk_climb", "ntrk_mixed", "ntrk_smc", "ntrk_x0"):  # `ntrk` and `calibrated` run the paper's operator
         options.setdefault("whiten", nk.whitening.UnitNorm())
     if name == "flow_monte_carlo":
         samples = 0.2 + 0.7 * jax.random.normal(jax.random.key(4), (16, *shape))
         options |= {"samples": samples, "rewards": jax.vmap(Near())(samples)}
-    return entry.build(model or Shrink(), Poisoned(reward or Near(), poison), shape, **options)
+    return entry.build(model, Poisoned(reward, poison), shape, **options)
 
 
 def particles(sampler):
@@ -138,7 +145,7 @@ EXACT = {"xla_backend_optimization_level": 1} if jax.config.read("jax_disable_mo
 def batched(exact=False):
     """vmap of run over keys, noises and the poison of each sample, jitted; the record is (state, info) of each step.
 
-    exact: with the options for bitwise comparisons, and without a record.
+    exact: with the options for bitwise comparisons.
     """
 
     def poisoned(sampler, poison):
@@ -148,8 +155,7 @@ def batched(exact=False):
         return jax.tree_util.tree_map_with_path(swap, sampler)
 
     def one(sampler, key, x, poison, grid):
-        record = (lambda *_: ()) if exact else (lambda state, info: (state, info))
-        return nk.run(poisoned(sampler, poison), key, x, grid, record=record)
+        return nk.run(poisoned(sampler, poison), key, x, grid, record=lambda state, info: (state, info))
 
     return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, None)), compiler_options=EXACT if exact else None)
 

@@ -2,7 +2,8 @@
 
 Compiling is what these tests cost: single precision is run on vectors and bfloat16 on images, and the other two
 combinations are traced, which finds what shapes and dtypes can break. Of methods that differ in a setting, one runs in
-bfloat16; the others are traced in it.
+bfloat16; the others are traced in it. One program a method and precision serves nearly all tests; in single precision
+it counts the evaluations that are really made.
 """
 
 import jax
@@ -11,12 +12,12 @@ import numpy as np
 import pytest
 from catalogue import (
     BATCH,
+    CALLS,
     COMPILED,
     DTYPES,
     NUM_STEPS,
+    REWARDS,
     SHAPES,
-    Near,
-    Shrink,
     build,
     go,
     keys,
@@ -32,7 +33,7 @@ import ntrk_jax as nk
 NAMES = nk.methods.names()
 RUN = [("f32", "vector"), ("bf16", "image")]
 TRACED = [("f32", "image"), ("bf16", "vector")]
-SIBLINGS = "fk_max fk_sum das_adaptive dps_norm dps_squared ntrk_mixed svdd_argmax dts_star tds ddpm".split()
+SIBLINGS = "ntrk_climb fk_max fk_sum das_adaptive dps_norm dps_squared ntrk_mixed svdd_argmax dts_star tds ddpm".split()
 CASES = [(n, d, s) for n in NAMES for d, s in RUN if d == "f32" or n not in SIBLINGS]
 
 
@@ -41,8 +42,12 @@ def case(request):
     name, dtype, shape = request.param
     first, second = strengths(nk.methods.CATALOGUE[name])
     x = noise(name, SHAPES[shape], DTYPES[dtype])
-    sampler = build(name, SHAPES[shape], poison=jnp.float32(0), **first)
-    return name, SHAPES[shape], x, sampler, second
+    return name, SHAPES[shape], x, made(name, x, SHAPES[shape], first), second
+
+
+def made(name, x, shape, strength):
+    """The sampler that the program of a case is made for."""
+    return build(name, shape, poison=jnp.float32(0), counted=x.dtype == jnp.float32, **strength)
 
 
 def test_runs_with_the_shapes_and_dtypes_of_its_input(case):
@@ -67,7 +72,7 @@ def test_state_is_a_fixed_point_of_step(case):
 def test_other_strengths_compile_nothing(case):
     name, shape, x, sampler, second = case
     go(sampler, keys(), x)
-    other, key = build(name, shape, poison=jnp.float32(0), **second), keys(3)
+    other, key = made(name, x, shape, second), keys(3)
     compiled = len(COMPILED)
     go(other, key, x)
     assert len(COMPILED) == compiled
@@ -103,8 +108,9 @@ def test_a_nonfinite_reward_sets_its_flag_and_does_not_spread(case):
         nk.check(state)
 
 
-def test_repr_reads_back(case):
-    _, _, _, sampler, _ = case
+@pytest.mark.parametrize("name", NAMES)
+def test_repr_reads_back(name):
+    sampler = build(name, SHAPES["vector"], **strengths(nk.methods.CATALOGUE[name])[0])
     assert nk.config.loads(repr(sampler), arrays=jax.tree.leaves(sampler)) == sampler
 
 
@@ -134,10 +140,11 @@ def test_strength_off_is_the_unguided_sampler_bitwise(case):
     entry = nk.methods.CATALOGUE[name]
     if entry.off is None:
         pytest.skip("has no strength that turns it off")
-    off = build(name, shape, poison=jnp.float32(0), **{entry.strength: jnp.float32(entry.off)})
+    off = made(name, x, shape, {entry.strength: jnp.float32(entry.off)})
     plain = entry.unguided(off)
-    exact = x.dtype == jnp.float32
-    expected, actual = go(plain, keys(), x, exact=exact)[0], go(off, keys(), x, exact=exact)[0]
+    expected, actual = go(plain, keys(), x)[0], go(off, keys(), x)[0]
+    if x.dtype == jnp.float32 and not np.array_equal(actual.look.x, expected.look.x):  # rounded apart by lean compiling
+        expected, actual = go(plain, keys(), x, exact=True)[0], go(off, keys(), x, exact=True)[0]
     if not isinstance(plain, nk.BestOfN):
         np.testing.assert_array_equal(actual.look.x, expected.look.x)
         np.testing.assert_array_equal(actual.log_weights, np.zeros(BATCH))
@@ -148,23 +155,21 @@ def test_strength_off_is_the_unguided_sampler_bitwise(case):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_declared_evaluations_are_those_executed(name):
-    shape = SHAPES["vector"]
-    calls, rewards = nk.models.Counter(), nk.models.Counter()
-    model = nk.models.Counted(Shrink(), calls)
-    sampler = build(name, shape, model=model, reward=nk.models.Counted(Near(), rewards))
-    state, _ = go(sampler, keys(), noise(name, shape, jnp.float32))
-    jax.block_until_ready(state)
-    jax.effects_barrier()
+    x = noise(name, SHAPES["vector"], jnp.float32)
+    sampler = made(name, x, SHAPES["vector"], strengths(nk.methods.CATALOGUE[name])[0])
+    CALLS.reset()
+    REWARDS.reset()
+    state = jax.block_until_ready(go(sampler, keys(), x)[0])
     declared = [int(np.sum(n)) for n in state.evals]
-    assert declared == [calls.forward, calls.vjp, rewards.forward, rewards.vjp]
+    assert declared == [CALLS.forward, CALLS.vjp, REWARDS.forward, REWARDS.vjp]
     assert declared[0] == nk.methods.CATALOGUE[name].nfe(NUM_STEPS, particles(sampler)) * BATCH
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_resumed_equals_uninterrupted(name):
-    first, _ = strengths(nk.methods.CATALOGUE[name])
-    sampler = build(name, SHAPES["vector"], poison=jnp.float32(0), **first)
-    x, grid = noise(name, SHAPES["vector"], jnp.float32), rows(sampler)
+    x = noise(name, SHAPES["vector"], jnp.float32)
+    sampler = made(name, x, SHAPES["vector"], strengths(nk.methods.CATALOGUE[name])[0])
+    grid = rows(sampler)
     whole, (states, _) = go(sampler, keys(), x)
     half = jax.tree.map(lambda a: a[:, 1], states)
     resume = jax.vmap(lambda s, k, state, rows: nk.resume(s, k, state, rows, start=2)[0], in_axes=(None, 0, 0, None))

@@ -36,6 +36,50 @@ def test_through_a_denoiser_that_only_scales_both_gradients_are_one(where, stren
     assert float(jnp.linalg.norm(found[0].look.x - base.look.x)) > 0.1
 
 
+def test_a_climb_in_the_last_row_moves_the_sample_by_the_gradient_at_it_and_costs_one():
+    steps, x = nk.grid(SCHEDULE, nk.grids.uniform(4)), jax.random.normal(jax.random.key(1), (3,))
+    reward = nk.rewards.Quadratic(jnp.float32(1.0), jnp.array([1.0, -2.0, 0.5]))
+    run = jax.jit(nk.run)
+    plain = run(nk.methods.ntrk(normal, reward, (3,), strength=0.1, whiten=UNIT), jax.random.key(0), x, steps)[0]
+    climbed = run(
+        nk.methods.ntrk_climb(normal, reward, (3,), strength=0.1, climb=0.3, whiten=UNIT), jax.random.key(0), x, steps
+    )[0]
+    expected = plain.look.x + 0.3 * jax.grad(reward)(plain.look.x)
+    np.testing.assert_allclose(climbed.look.x, expected, rtol=1e-5, atol=1e-6)
+    assert float(jnp.linalg.norm(climbed.look.x - plain.look.x)) > 0.1
+    assert [int(a - b) for a, b in zip(climbed.evals, plain.evals, strict=True)] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda b: nk.guidance.NTRK(UNIT, nk.guidance.Calibrated(b)),
+        lambda b: nk.guidance.NTRK(UNIT, 0.1 * b, where="mixed"),
+        lambda b: nk.guidance.NTRK(UNIT, 0.1 * b, through=False),
+    ],
+    ids=["calibrated", "mixed", "x0"],
+)
+def test_runs_are_differentiable_from_pure_noise_on(rule):
+    """Gradients and roots vanish in the first and the last row; derivatives there are numbers all the same."""
+    steps, x = nk.grid(SCHEDULE, nk.grids.uniform(3)), jnp.array([0.3, -0.8])
+    reward = nk.rewards.Quadratic(jnp.float32(0.5), jnp.array([1.0, -0.5]))
+
+    def end(given):
+        x, b, eta = given
+        sampler = nk.Single(nk.Look(normal, reward, grad=True), nk.kernels.DDIM(eta), rule(b))
+        return jnp.sum(nk.run(sampler, jax.random.key(2), x, steps)[0].look.x)
+
+    given = (x, jnp.float32(1.5), jnp.float32(0.9))
+    _, slope = jax.jit(jax.value_and_grad(end))(given)
+    assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(slope))
+    go, h = jax.jit(end), 1e-2
+    for i, g in enumerate(slope[1:], 1):
+        ends = [float(go((*given[:i], given[i] + s * h, *given[i + 1 :]))) for s in (1, -1)]
+        np.testing.assert_allclose(g, (ends[0] - ends[1]) / (2 * h), rtol=2e-2, atol=2e-3)
+    at_one = jax.jit(jax.grad(end))((x, given[1], jnp.float32(1.0)))[2]
+    assert bool(jnp.isfinite(at_one))
+
+
 @jax.jit
 def pushed(rule, steps):
     """Where the mean of N(0, I) ends up along a linear reward: everything is affine, so no noise is needed."""

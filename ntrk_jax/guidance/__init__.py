@@ -1,6 +1,6 @@
 """Guidance rules: how a reward tilts the reverse kernel."""
 
-from ntrk_jax.guidance.base import Sum, Unguided, Window
+from ntrk_jax.guidance.base import Ending, Sum, Unguided, Window
 from ntrk_jax.guidance.covariance import MomentMatched
 from ntrk_jax.guidance.dps import DPS
 from ntrk_jax.guidance.freedom import FreeDoM
@@ -13,6 +13,6 @@ from ntrk_jax.guidance.ugd import UGD
 from ntrk_jax.guidance.velocity import FirstOrder, Reweighted
 
 __all__ = [
-    "DPS", "MPGD", "NTRK", "TFG", "UGD", "Calibrated", "FirstOrder", "FreeDoM", "Limit", "MomentMatched", "Reweighted",
-    "Steady", "Structure", "Sum", "Twisted", "Unguided", "Window",
+    "DPS", "MPGD", "NTRK", "TFG", "UGD", "Calibrated", "Ending", "FirstOrder", "FreeDoM", "Limit", "MomentMatched",
+    "Reweighted", "Steady", "Structure", "Sum", "Twisted", "Unguided", "Window",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from ntrk_jax.core import Evals, Gaussian, Guidance, Lookahead, Step, Tilt
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Scalar
 
-__all__ = ["Strength", "Sum", "Unguided", "Window", "strength_at"]
+__all__ = ["Ending", "Strength", "Sum", "Unguided", "Window", "strength_at"]
 
 Strength = Scalar | Callable[[Step], Array]
 """A number, or a function of the grid's row (a pytree, or a plain function of a `Step`)."""
@@ -137,18 +137,54 @@ class Window:
 
     def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt:
         """The rule's tilt inside the window, none outside."""
-        zero = jnp.zeros_like(base.mean)
         inside = (step.t > self.low) & (step.t <= self.high)
-        project: list[Any] = [None]
+        return _where(inside, self.rule, look, base, step, key, probe)
 
-        def guided(key: Key) -> tuple:
-            tilt = self.rule(look, base, step, key=key, probe=probe)
-            project[0] = tilt.project
-            scale = jnp.asarray(tilt.scale, zero.dtype)
-            return tilt.mean + zero, tilt.noise + zero, scale, Evals() + tilt.evals, jnp.asarray(tilt.status, jnp.int32)
 
-        def plain(key: Key) -> tuple:
-            return zero, zero, jnp.ones((), zero.dtype), Evals() + Evals(), jnp.int32(0)
+@pytree
+class Ending:
+    """A rule that acts in the last row alone, where sigma_s = 0 and no noise is drawn; elsewhere it is skipped.
 
-        mean, noise, scale, evals, status = jax.lax.cond(inside, guided, plain, key)
-        return Tilt(mean, noise, scale, project[0], evals, status)
+    A rule that tilts the noise leaves that row to the base kernel, x_s = x0. A climb of x0 there raises the reward of
+    the sample itself, which no denoiser smooths any more: `Sum((NTRK(...), Ending(MPGD(0.2))))`.
+
+    Attributes:
+        rule: the rule.
+
+    Shapes: as the rule's.
+    Cost per step: the rule's in the last row, none before (`lax.cond`).
+    Density: none, as the row has no noise.
+
+    Example:
+        >>> import ntrk_jax as nk
+        >>> nk.guidance.Ending(nk.guidance.MPGD(0.2)).needs_grad
+        False
+    """
+
+    rule: Guidance
+
+    needs_grad = passed_on("needs_grad")
+    needs_reward_grad = passed_on("needs_reward_grad", False)
+    exact = False
+
+    def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt:
+        """The rule's tilt in the last row, none before."""
+        return _where(step.sigma_s == 0, self.rule, look, base, step, key, probe)
+
+
+def _where(inside: Array, rule: Guidance, look: Lookahead, base: Gaussian, step: Step, key: Key, probe: Any) -> Tilt:
+    """A rule's tilt if `inside` [], else none, and then nothing of it is computed."""
+    zero = jnp.zeros_like(base.mean)
+    project: list[Any] = [None]
+
+    def guided(key: Key) -> tuple:
+        tilt = rule(look, base, step, key=key, probe=probe)
+        project[0] = tilt.project
+        scale = jnp.asarray(tilt.scale, zero.dtype)
+        return tilt.mean + zero, tilt.noise + zero, scale, Evals() + tilt.evals, jnp.asarray(tilt.status, jnp.int32)
+
+    def plain(key: Key) -> tuple:
+        return zero, zero, jnp.ones((), zero.dtype), Evals() + Evals(), jnp.int32(0)
+
+    mean, noise, scale, evals, status = jax.lax.cond(inside, guided, plain, key)
+    return Tilt(mean, noise, scale, project[0], evals, status)

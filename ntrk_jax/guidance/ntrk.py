@@ -20,7 +20,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt, Whitening
+from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt, Whitening, root
 from ntrk_jax.guidance.base import Strength, require, strength_at
 from ntrk_jax.guidance.shift import ascend, unit
 from ntrk_jax.tree import pytree, static
@@ -166,17 +166,17 @@ class NTRK:
         scale = jnp.sqrt(1.0 - rho)
         scale = jnp.where(some, scale, jnp.ones_like(scale))
         if self.where == "mixed":
-            return tilt._replace(noise=jnp.sqrt(rho) * unit(grad), scale=scale, project=self.whiten.project)
-        noise = jnp.sqrt(rho) * self.whiten(grad, key if getattr(self.whiten, "needs_key", True) else None)
+            return tilt._replace(noise=root(rho) * unit(grad), scale=scale, project=self.whiten.project)
+        noise = root(rho) * self.whiten(grad, key if getattr(self.whiten, "needs_key", True) else None)
         return tilt._replace(noise=jnp.where(some, noise, jnp.zeros_like(noise)), scale=scale)
 
     def _rho(self, grad: Array, base: Gaussian, step: Step) -> Array:
         if isinstance(self.strength, Steady):
-            root = jnp.asarray(self.strength.strength, grad.dtype) * base.std / step.sigma_t**1.5
-            return jnp.minimum(jnp.square(jnp.minimum(root, 1.0)), self.strength.max_strength)  # no overflow
+            push = jnp.asarray(self.strength.strength, grad.dtype) * base.std / step.sigma_t**1.5
+            return jnp.minimum(jnp.square(jnp.minimum(push, 1.0)), self.strength.max_strength)  # no overflow
         if isinstance(self.strength, Calibrated):
             largest = jnp.max(jnp.abs(grad))
             scaled = grad / jnp.where(largest > 0, largest, jnp.ones_like(largest))
-            tilt = base.std / self.strength.temperature * largest * jnp.sqrt(jnp.mean(jnp.square(scaled)))
+            tilt = base.std / self.strength.temperature * largest * root(jnp.mean(jnp.square(scaled)))
             return jnp.minimum(jnp.square(jnp.minimum(tilt, 1.0)), self.strength.max_strength)  # no overflow
         return jnp.asarray(strength_at(self.strength, step), grad.dtype)

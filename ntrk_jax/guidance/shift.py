@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import Evals, Gaussian, Lookahead, Status, Step, Tilt
+from ntrk_jax.core import Evals, Gaussian, Lookahead, Status, Step, Tilt, root
 from ntrk_jax.typing import Array, Key, Sample
 
 __all__: list[str] = []
@@ -42,7 +42,7 @@ def check_space(space: str) -> None:
 
 def gain(base: Gaussian, step: Step) -> Array:
     """How far the mean moves for a unit shift of x0, []."""
-    kept = jnp.sqrt(jnp.maximum(jnp.square(step.sigma_s) - jnp.square(base.std), 0.0))
+    kept = root(jnp.maximum(jnp.square(step.sigma_s) - jnp.square(base.std), 0.0))
     return step.alpha_s - kept * step.alpha_t / step.sigma_t
 
 
@@ -61,7 +61,7 @@ def unit(g: Array) -> Array:
     """G scaled to a root mean square of 1, without overflow at any scale; zero stays zero."""
     largest = jnp.max(jnp.abs(g))
     scaled = g / jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    rms = jnp.sqrt(jnp.mean(jnp.square(scaled)))
+    rms = root(jnp.mean(jnp.square(scaled)))
     return scaled / jnp.where(rms > 0, rms, jnp.ones_like(rms))
 
 

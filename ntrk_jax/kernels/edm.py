@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax import tweedie
-from ntrk_jax.core import Gaussian, Lookahead, Step
+from ntrk_jax.core import Gaussian, Lookahead, Step, root
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Scalar
 
@@ -55,5 +55,5 @@ class EDM:
         ratio = step.sigma_s / step.alpha_s
         inside = (ratio >= self.low) & (ratio <= self.high)
         kept = jnp.where(inside, 1.0 / (1.0 + jnp.asarray(self.gamma, ratio.dtype)), jnp.ones_like(ratio))
-        std = self.noise * step.sigma_s * jnp.sqrt((1.0 - kept) * (1.0 + kept))
+        std = self.noise * step.sigma_s * root((1.0 - kept) * (1.0 + kept))
         return Gaussian(step.alpha_s * look.x0 + kept * step.sigma_s * tweedie.eps(look, step), std)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax import tweedie
-from ntrk_jax.core import Gaussian, Lookahead, Step
+from ntrk_jax.core import Gaussian, Lookahead, Step, root
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Scalar
 
@@ -64,8 +64,8 @@ class DDIM:
     def __call__(self, look: Lookahead, step: Step) -> Gaussian:
         """N(mean, std^2 I) of x_s."""
         c = forward_correlation(step)
-        std = self.eta * step.sigma_s * jnp.sqrt(jnp.maximum((1.0 - c) * (1.0 + c), 0.0))
-        kept = jnp.sqrt((1.0 - self.eta) * (1.0 + self.eta) + jnp.square(self.eta * c))  # no cancellation at eta = 1
+        std = self.eta * step.sigma_s * root(jnp.maximum((1.0 - c) * (1.0 + c), 0.0))
+        kept = root((1.0 - self.eta) * (1.0 + self.eta) + jnp.square(self.eta * c))  # no cancellation at eta = 1
         return Gaussian(step.alpha_s * look.x0 + kept * step.sigma_s * tweedie.eps(look, step), std)
 
 
@@ -119,5 +119,5 @@ class Correlated:
     def __call__(self, look: Lookahead, step: Step) -> Gaussian:
         """N(mean, std^2 I) of x_s."""
         c: Any = self.correlation(step) if callable(self.correlation) else self.correlation
-        std = step.sigma_s * jnp.sqrt(jnp.maximum((1.0 - c) * (1.0 + c), 0.0))
+        std = step.sigma_s * root(jnp.maximum((1.0 - c) * (1.0 + c), 0.0))
         return Gaussian(step.alpha_s * look.x0 + c * step.sigma_s * tweedie.eps(look, step), std)

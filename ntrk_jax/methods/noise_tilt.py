@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ntrk_jax.core import Denoiser, Kernel, Reward, Value, Whitening
-from ntrk_jax.guidance import NTRK, Calibrated, Steady
+from ntrk_jax.guidance import MPGD, NTRK, Calibrated, Ending, Steady, Sum
 from ntrk_jax.guidance.base import Strength
 from ntrk_jax.kernels import DDIM
 from ntrk_jax.look import Look
@@ -14,7 +14,7 @@ from ntrk_jax.samplers import Single
 from ntrk_jax.typing import Scalar
 from ntrk_jax.whitening import TypicalSet
 
-__all__ = ["calibrated", "ntrk", "ntrk_mixed", "ntrk_x0"]
+__all__ = ["calibrated", "ntrk", "ntrk_climb", "ntrk_mixed", "ntrk_x0"]
 
 
 def ntrk(
@@ -61,6 +61,25 @@ def ntrk_x0(
     return Single(Look(model, reward, value=value), kernel or DDIM(eta=1.0), rule)
 
 
+def ntrk_climb(
+    model: Denoiser,
+    reward: Reward,
+    shape: tuple[int, ...],
+    *,
+    strength: Strength | Calibrated | Steady = 0.02,
+    climb: Scalar = 0.2,
+    whiten: Whitening | None = None,
+    kernel: Kernel | None = None,
+    value: Value | None = None,
+) -> Single:
+    """NTRK, and in the last row, which has no noise to tilt, one step of x0 along the reward's own gradient.
+
+    climb: that step, in units of a posterior variance over a temperature, as `guidance.MPGD`'s strength.
+    """
+    rule = NTRK(whiten or TypicalSet(shape), strength)
+    return guided(model, reward, Sum((rule, Ending(MPGD(climb)))), kernel, value)
+
+
 _RHOS = (0.003, 0.01, 0.03, 0.1, 0.3)
 _TYPICAL = "no; typical noise"
 
@@ -70,6 +89,10 @@ ENTRIES: dict[str, Entry] = {
     ),
     "ntrk_mixed": Entry(
         ntrk_mixed, "NTRK, mixture whitened", GRAD, VJP, _TYPICAL, "strength", 0.0, high=1.0, tries=_RHOS
+    ),
+    "ntrk_climb": Entry(
+        ntrk_climb, "NTRK, and x0 climbed in the last row", GRAD, f"{VJP}; 1 more at the end", "no", "strength",
+        high=1.0, tries=_RHOS,
     ),
     "ntrk_x0": Entry(
         ntrk_x0, "NTRK, no backward pass", GRAD, "1 NFE, 1 reward gradient", _TYPICAL, "strength", 0.0,
