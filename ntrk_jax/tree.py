@@ -1,14 +1,16 @@
 """Frozen dataclasses that are JAX pytrees, print themselves and compare by value.
 
-Everything a user configures is such an object: its dynamic fields are leaves, so changing a strength
-compiles nothing new and any field may be swept with `jax.vmap`; its printed form is the record of a run
-and can be read back with `ntrk_jax.config.loads`.
+Everything a user configures is such an object: its dynamic fields are leaves, so changing a strength compiles nothing
+new, and a field that no `derived()` one is computed from may be swept with `jax.vmap`; its printed form is the record
+of a run and can be read back with `ntrk_jax.config.loads`.
 
 Three kinds of field:
 
 - an ordinary field is a leaf (or a nested pytree): numbers, arrays, other objects;
 - `static()` is part of the compiled program: strings, booleans, shapes, functions;
-- `derived()` is a leaf computed from the others (tables); it is neither printed nor compared.
+- `derived()` is a leaf computed from the others (tables); it is neither printed nor compared. The tables hold the
+  numbers that are used: to sweep or differentiate a field behind them, build the object, or `replace` the field, inside
+  the function that `jax.vmap` or `jax.grad` takes.
 
 JAX rebuilds objects with tracers or placeholders as leaves. The rebuilding here skips `__init__` and
 `__post_init__`, so a check in `__post_init__` runs when a person constructs the object and never later;
@@ -26,6 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from ntrk_jax import naming
 
 __all__ = ["Function", "derived", "describe", "digest", "is_concrete", "pytree", "replace", "static"]
 
@@ -61,6 +65,10 @@ def digest(array: Any) -> str:
     return hashlib.sha256(data.tobytes() + str((data.shape, data.dtype.name)).encode()).hexdigest()[:12]
 
 
+def _is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
 def _public_name(cls: type) -> str:
     """The name it is printed by: its public path here; elsewhere its own name, unless that is one of ours."""
     parts = cls.__module__.split(".")
@@ -77,7 +85,7 @@ def describe(value: Any) -> str:
     if isinstance(value, Tracer):
         return f"<traced {value.aval.str_short()}>"
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if _is_key(value):
             return f"key({np.asarray(jax.random.key_data(jnp.asarray(value))).tolist()})"
         data = np.asarray(value)
         if data.size <= _MAX_PRINTED:
@@ -93,10 +101,15 @@ def describe(value: Any) -> str:
         if isinstance(value, list):
             return f"[{inner}]"
         return f"({inner},)" if len(value) == 1 else f"({inner})"
-    if callable(value) and not dataclasses.is_dataclass(value) and not isinstance(value, Function):
-        name = getattr(value, "__qualname__", type(value).__qualname__)
-        return f"function({getattr(value, '__module__', '?') + ':' + name!r})"
+    if isinstance(value, type) or (callable(value) and not isinstance(value, Function) and not _is_record(value)):
+        return naming.function(value, describe)
+    if _is_record(value) and type(value).__repr__ is not _repr:
+        return naming.record(value, describe)
     return repr(value)
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _repr(self: Any) -> str:
@@ -106,6 +119,9 @@ def _repr(self: Any) -> str:
 
 
 def _equal(a: Any, b: Any) -> bool:
+    if _is_key(a) or _is_key(b):
+        same = _is_key(a) and _is_key(b) and a.dtype == b.dtype
+        return same and _equal(jax.random.key_data(a), jax.random.key_data(b))
     if isinstance(a, (np.ndarray, jax.Array)) or isinstance(b, (np.ndarray, jax.Array)):
         return np.shape(a) == np.shape(b) and bool(np.array_equal(np.asarray(a), np.asarray(b)))
     if isinstance(a, dict) and isinstance(b, dict):

@@ -11,6 +11,7 @@ import ntrk_jax
 
 ROOT = pathlib.Path(ntrk_jax.__file__).parent
 LAYERS = {
+    "naming": -1,
     "tree": 0, "typing": 0,
     "core": 1,
     "schedules": 2, "grids": 2, "tweedie": 2, "models": 2, "kernels": 2, "whitening": 2, "guidance": 2, "values": 2,

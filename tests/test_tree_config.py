@@ -1,12 +1,15 @@
 """Value objects: pytrees that print, compare and read back."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ntrk_jax as nk
-from ntrk_jax.tree import Function, digest
+from ntrk_jax.tree import Function, describe, digest
 
 
 @nk.pytree
@@ -17,6 +20,11 @@ class Thing:
 
     def __post_init__(self):
         object.__setattr__(self, "table", jnp.arange(3.0) * self.strength)
+
+
+@nk.pytree
+class Holder:
+    value: object = None
 
 
 def test_leaves_statics_and_derived_tables():
@@ -56,6 +64,83 @@ def test_functions_given_as_fields_are_part_of_the_program():
     assert "sin" in repr(look)
     assert nk.Look(jnp.sin) == look
     assert nk.Look(jnp.cos) != look
+
+
+class Held:
+    def __init__(self, by):
+        self.by = by
+
+    def __eq__(self, other):
+        return self.__dict__ == other.__dict__
+
+    def method(self, x):
+        return self.by * x
+
+
+class Scaled(Held):
+    __call__ = Held.method
+
+
+class Counting(Scaled):  # its attributes may be what it has seen
+    __eq__ = object.__eq__
+
+
+@dataclasses.dataclass
+class Layer:  # as a linen module is
+    act: object
+
+    def apply(self, x):
+        return self.act(x)
+
+
+def closing_over(by):
+    return lambda x: by * x
+
+
+def twice_from(source):
+    return [eval(compile(source, name, "eval"), {}) for name in ("first.py", "second.py")]
+
+
+def test_functions_that_differ_in_more_than_their_names_print_differently():
+    pairs = [
+        (lambda x: x, lambda x: -x),
+        (lambda x: x, lambda x, by=1: x),
+        (closing_over(1.0), closing_over(-1.0)),
+        (closing_over(np.zeros(99)), closing_over(np.ones(99))),
+        (Scaled(1.0), Scaled(2.0)),
+        (Held(1.0).method, Held(2.0).method),
+        (functools.partial(max, 1.0), functools.partial(max, -1.0)),
+        (jax.jit(lambda x: x), jax.jit(lambda x: -x)),
+        (Layer(lambda x: x).apply, Layer(lambda x: -x).apply),
+        (closing_over, jax.vmap(closing_over)),
+    ]
+    for one, other in pairs:
+        assert describe(one) != describe(other)
+        assert "0x" not in describe(one)
+    assert describe(Counting(1.0)) == describe(Counting(2.0))
+    one, other = twice_from("lambda x: (lambda y: y in {'a', 'b', 1.5})(x)")
+    assert describe(one) == describe(other)
+    assert describe(closing_over) == f"function('{__name__}:closing_over')"
+    fn = closing_over(2.0)
+    look = nk.Look(fn)
+    name = repr(look).split("function('")[1].split("'")[0]
+    assert nk.config.loads(repr(look), functions={name: fn}) == look
+
+
+def test_a_function_that_holds_itself_is_described():
+    def again(x):
+        return again(x)
+
+    assert describe(again).startswith(f"function('{__name__}:test_a_function")
+
+
+def test_objects_that_hold_keys_compare():
+    def held(key):
+        return Holder((key, 1.0))
+
+    assert held(jax.random.key(0)) == held(jax.random.key(0))
+    assert held(jax.random.key(0)) != held(jax.random.key(1))
+    assert held(jax.random.key(0)) != held(jax.random.PRNGKey(0))
 
 
 def test_traced_fields_print_as_traced():
