@@ -74,3 +74,9 @@ def test_far_tails_stay_finite_and_grow(battery):
         largest = float(battery(x).largest)
         assert np.isfinite(largest)
         assert largest > 5
+
+
+def test_what_overflows_is_not_typical_and_nothing_is_no_noise(battery):
+    assert float(battery(1e30 * NOISE).largest) > 5
+    with pytest.raises(ValueError, match=r"at least one number, got an array of shape \(0,\)"):
+        typicality(jnp.zeros(0))

@@ -175,6 +175,22 @@ def test_a_sample_does_not_depend_on_its_batch_mates():
     np.testing.assert_allclose(both(batch[::-1])[-2], together[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("W", [TypicalSet((1,)), TypicalSet((7,)), IMAGE], ids=lambda w: str(w.shape))
+def test_the_direction_of_a_large_noise_is_kept(W):
+    z = jax.random.normal(jax.random.key(8), W.shape)
+    kept = cosine(W.project(1e3 * z), z)
+    for scale in (1e8, 1e12, 1e30):
+        assert cosine(W.project(scale * z), z) > kept - 0.02
+
+
+@pytest.mark.parametrize("W", [TypicalSet((2,)), TypicalSet((3,)), TypicalSet((7,)), IMAGE], ids=lambda w: str(w.shape))
+def test_nothing_and_almost_nothing_become_noise(W):
+    for scale in (0.0, 1e-38, 1e-25):
+        out = W.detailed_project(scale * jax.random.normal(jax.random.key(9), W.shape))
+        assert out.violation <= 0.01
+        assert W.violation(out.noise) <= 0.011
+
+
 def test_values_print_compare_and_are_refused():
     assert repr(TypicalSet((4,))).startswith("whitening.TypicalSet(shape=(4,), confidence=0.9999")
     assert TypicalSet((4, 4)) == TypicalSet((4, 4))

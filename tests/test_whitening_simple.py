@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ntrk_jax.whitening import RankGaussian, Spectral, UnitNorm
+from ntrk_jax.whitening import Certified, RankGaussian, Spectral, TypicalSet, UnitNorm
 
 SHAPES = [(1,), (7, 13, 3)]
 RULES = [UnitNorm(), RankGaussian(), Spectral()]
@@ -74,6 +74,13 @@ def test_spectral_cosine_on_white_noise_is_the_published_one():
     cos = jnp.sum(g * w, axis=1) / jnp.linalg.norm(g, axis=1) / jnp.linalg.norm(w, axis=1)
     assert float(cos.min()) > 0.987
     assert float(cos.max()) < 0.992
+
+
+@pytest.mark.parametrize("W", [*RULES, TypicalSet((3,)), Certified((3,))], ids=lambda w: type(w).__name__)
+def test_whole_numbers_are_refused(W):
+    for f in (W, W.project, getattr(W, "violation", W)):
+        with pytest.raises(TypeError, match=r"floating dtype, got int32; pass x.astype"):
+            f(jnp.array([1, 2, 3]))
 
 
 def test_bad_fields_are_refused():

@@ -48,8 +48,9 @@ class Typicality(NamedTuple):
 
     @property
     def largest(self) -> Array:
-        """The largest |z| over the whole battery, []."""
-        return jnp.max(jnp.abs(jnp.concatenate([z.reshape(-1) for z in self])))
+        """The largest |z| over the whole battery, []; infinite where a score is not finite."""
+        scores = jnp.abs(jnp.concatenate([z.reshape(-1) for z in self]))
+        return jnp.max(jnp.where(jnp.isfinite(scores), scores, jnp.inf))
 
 
 def typicality(x: Array) -> Typicality:
@@ -58,6 +59,9 @@ def typicality(x: Array) -> Typicality:
     The last axis of an array of two or more axes holds channels, the others are space (or time, or token number).
 
     Cost: one sort, one FFT and a few passes over the array.
+
+    Raises:
+        ValueError: if the array is empty.
 
     References: Wilson and Hilferty 1931; Fisher 1915; D'Agostino 1970; Anscombe and Glynn 1983; Stephens 1970.
 
@@ -68,4 +72,6 @@ def typicality(x: Array) -> Typicality:
         >>> bool(battery(noise).largest < 5), bool(battery(9 * noise).largest > 5)
         (True, True)
     """
+    if not jnp.size(x):
+        raise ValueError(f"typicality needs at least one number, got an array of shape {jnp.shape(x)}.")
     return Typicality(**battery(with_channels(x)))

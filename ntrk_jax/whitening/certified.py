@@ -1,4 +1,4 @@
-r"""A whitening whose output passes the typicality battery, and not only each set of `TypicalSet`.
+r"""A whitening whose output passes the typicality battery, near the sets of `TypicalSet`.
 
 Structured inputs leave `TypicalSet` on the edges of its sets, which shows in statistics that gather many of them.
 Starting from its output w, with d the distance of the input from typical and all moves growing continuously with d
@@ -14,7 +14,8 @@ sqrt(1 - c) w + sqrt(c) noise, and polished again, with the smallest share c on 
 rung is the noise itself.
 
 Here d = clip((largest |z| of the battery on the input - 5) / 3, 0, 1), so an input that passes the battery and lies in
-the sets is returned as it is.
+the sets is returned as it is. What the output meets is the battery: polishing leaves the sets again, by 0.6 standard
+deviations for a ramp at (17, 23, 3), so that projecting an output once more moves it a little.
 
 The cosine that can be kept is bounded by the battery itself. Take C channels of n places that agree up to sign, as
 (256, 16) does for the pattern w [n, 1] times signs [1, C]: an array with a share e of its energy along them has
@@ -77,8 +78,9 @@ class Certified:
     r"""Move an array to a noise that passes the typicality battery, keeping what it can of its direction.
 
     The output of `TypicalSet` is polished by short moves until every statistic is within a limit, and mixed with fresh
-    noise only if that was not enough. An input that is typical already is returned as it is, and the moves grow
-    continuously with the distance from typical.
+    noise only if that was not enough. The battery is met (`Certificate.largest` says how well), the sets only about:
+    polishing may leave them. An input that meets both is returned as it is, and the moves grow continuously with the
+    distance from typical; an output that has left the sets moves a little when projected again.
 
     Attributes:
         shape: shape of one sample: [d], [H, W, C], [T, H, W, C] or [L, C]; any number of entries N >= 1.
@@ -119,7 +121,7 @@ class Certified:
         return self.detailed(g, key).noise
 
     def project(self, z: Array, key: Key | None = None) -> Array:
-        """A noise, perhaps biased, [*shape]: returned as it is where it is typical, else certified."""
+        """A noise, perhaps biased, [*shape]: returned as it is where it meets the sets and the battery, else moved."""
         return self.detailed_project(z, key).noise
 
     def detailed(self, g: Array, key: Key | None = None) -> Certificate:

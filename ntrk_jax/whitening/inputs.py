@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ntrk_jax.core import algebra_dtype
 from ntrk_jax.typing import Array, Key
 
-__all__ = ["NONFINITE_INPUT", "Prepared", "direction", "noise_input"]
+__all__ = ["NONFINITE_INPUT", "Prepared", "direction", "noise_input", "require_floating"]
 
 NONFINITE_INPUT = 1
 """Status bit: the input had a non-finite entry and was replaced by plain noise."""
@@ -32,8 +32,16 @@ class Prepared(NamedTuple):
     status: Array
 
 
+def require_floating(x: Array) -> None:
+    """Raise TypeError for numbers that are not real floating-point ones: the answer has their dtype."""
+    dtype = jnp.asarray(x).dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"whitening needs an array of a floating dtype, got {dtype}; pass x.astype(jnp.float32).")
+
+
 def _open(x: Array, key: Key | None) -> Prepared:
     """Lift the dtype, draw the noise, replace a non-finite input."""
+    require_floating(x)
     key = jax.random.key(_DEFAULT_SEED) if key is None else key
     noise_key, spare = jax.random.split(key)
     x = jnp.asarray(x)
@@ -56,6 +64,12 @@ def direction(g: Array, key: Key | None) -> Prepared:
 
 @jax.jit
 def noise_input(z: Array, key: Key | None) -> Prepared:
-    """A noise, perhaps biased, [*shape]: taken as it is, but for entries beyond 1e15, which are clipped."""
+    """A noise, perhaps biased, [*shape]: taken as it is, or scaled as a whole where entries exceed 1e15.
+
+    Down to 1e15, whose squares do not overflow; scaling keeps the direction where clipping would not.
+    """
     opened = _open(z, key)
-    return opened._replace(values=jnp.clip(opened.values, -1e15, 1e15))
+    top = jnp.max(jnp.abs(opened.values))
+    large = top > 1e15
+    scale = jnp.where(large, 1e15 / jnp.where(large, top, 1.0), 1.0).astype(top.dtype)
+    return opened._replace(values=opened.values * scale)

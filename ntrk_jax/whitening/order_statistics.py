@@ -108,8 +108,14 @@ def _sorted(y: Array, where: Array, table: Bounds) -> tuple[Array, Array, Array,
     return grid[0], grid[1], rest[0], rest[1]
 
 
-def _excess(z: Array, lower: Array, upper: Array) -> Array:
-    return z - jnp.clip(z, lower.astype(z.dtype), upper.astype(z.dtype))
+def _clip(z: Array, lower: Array, upper: Array, relax: float) -> tuple[Array, Array]:
+    """(z moved to its bounds and relax - 1 of the way beyond, how far z was out).
+
+    Going on from the bound, and not back from z, keeps all digits of the bound where z is far out.
+    """
+    bound = jnp.clip(z, lower.astype(z.dtype), upper.astype(z.dtype))
+    excess = z - bound
+    return bound - (relax - 1.0) * excess, excess
 
 
 def clip_sorted(y: Array, table: Bounds, relax: float = 1.0) -> tuple[Array, Array]:
@@ -122,10 +128,11 @@ def clip_sorted(y: Array, table: Bounds, relax: float = 1.0) -> tuple[Array, Arr
     """
     places = jax.lax.iota(jnp.int32, y.shape[0])
     z, where, rest, where_rest = _sorted(y, places, table)
-    excess, excess_rest = _excess(z, table.lower, table.upper), _excess(rest, table.lower_rest, table.upper_rest)
-    moved = y.at[where.reshape(-1)].set((z - relax * excess).reshape(-1), unique_indices=True)
+    z, excess = _clip(z, table.lower, table.upper, relax)
+    rest, excess_rest = _clip(rest, table.lower_rest, table.upper_rest, relax)
+    moved = y.at[where.reshape(-1)].set(z.reshape(-1), unique_indices=True)
     largest = jnp.max(jnp.abs(excess))
     if rest.shape[0]:
-        moved = moved.at[where_rest].set(rest - relax * excess_rest, unique_indices=True)
+        moved = moved.at[where_rest].set(rest, unique_indices=True)
         largest = jnp.maximum(largest, jnp.max(jnp.abs(excess_rest)))
     return moved, largest

@@ -18,12 +18,14 @@ from ntrk_jax.core import algebra_dtype
 from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
 from ntrk_jax.whitening import domains
-from ntrk_jax.whitening.inputs import Prepared, direction, noise_input
+from ntrk_jax.whitening.inputs import Prepared, direction, noise_input, require_floating
 from ntrk_jax.whitening.tiles import NUM_SETS, Tables, project_domain, tables_for
 
 __all__ = ["TypicalSet", "Whitened"]
 
 _JITTER = 1e-5
+_FAINT = 1e-12
+"""An array of smaller numbers is swept scaled up to this, since squares of 1e-20 underflow; zeros get jitter alone."""
 
 
 class Whitened(NamedTuple):
@@ -126,10 +128,12 @@ class TypicalSet:
     def violation(self, z: Array) -> Array:
         """The largest violation over all sets of z [*shape], in standard deviations, []."""
         self.check(z)
+        z = jnp.asarray(z)
         return _violation(self, z.astype(algebra_dtype(z)))
 
     def check(self, x: Array) -> None:
-        """Refuse an array of another shape."""
+        """Refuse an array of another shape, or of whole numbers."""
+        require_floating(x)
         if jnp.shape(x) != self.shape:
             raise ValueError(f"TypicalSet was built for shape {self.shape}, got {jnp.shape(x)}; vmap over a batch.")
 
@@ -168,9 +172,12 @@ class TypicalSet:
 
 @jax.jit
 def _finish(sets: TypicalSet, given: Prepared) -> Whitened:
-    rms = jnp.sqrt(jnp.mean(given.values**2))
-    jitter = _JITTER * jnp.minimum(rms, 1.0) * given.noise
-    x, worst, sweeps = sets.sweep(given.values + jitter)
+    top = jnp.max(jnp.abs(given.values))
+    tiny = (top > 0) & (top < _FAINT)
+    values = given.values * jnp.where(tiny, _FAINT / jnp.where(tiny, top, 1.0), 1.0).astype(top.dtype)
+    rms = jnp.sqrt(jnp.mean(values**2))
+    jitter = _JITTER * jnp.where(top > 0, jnp.minimum(rms, 1.0), 1.0) * given.noise
+    x, worst, sweeps = sets.sweep(values + jitter)
     x = jnp.where(sweeps > 1, x, given.values)
     return Whitened(x, worst, sweeps - 1, given.status)
 
