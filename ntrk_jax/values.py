@@ -129,7 +129,8 @@ class Exact:
 
     Shapes: x [*shape] -> [].
     Cost: no model and no reward call; O(K d^2) for a mixture, two Fourier transforms for a field. The tilted law of a
-        quadratic reward is decomposed when the object is made.
+        quadratic reward is decomposed when the object is made, so a temperature that is swept or differentiated has to
+        enter there: build the object, or `nk.replace` the field, inside the vmapped or differentiated function.
 
     Raises:
         TypeError: if the reward is neither linear nor quadratic.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -58,6 +59,12 @@ def test_a_folder_that_cannot_be_one(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(BadInput, match="is a folder"):
         refuse_existing(tmp_path, ["a"], True)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="a folder that nobody may write to")
+def test_a_folder_that_cannot_be_made_is_found_at_the_start():
+    with pytest.raises(BadInput, match="/proc is not writable; give another --out"):
+        refuse_existing(pathlib.Path("/proc/x/y"), ["a"], False)
 
 
 def test_json_holds_arrays_and_what_is_not_finite():

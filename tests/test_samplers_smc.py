@@ -240,3 +240,21 @@ def test_a_warm_start_from_nothing_but_dead_particles_says_so():
     warm = nk.samplers.WarmStart(nk.SMC(look, DDIM, num_particles=4), nk.samplers.PCNL(num_burn=0))
     state = jax.jit(warm.init)(jax.random.key(0), jnp.ones((4, 2)), jax.tree.map(lambda a: a[0], STEPS))
     assert int(state.status) & nk.Status.DEAD_WEIGHTS
+
+
+def test_a_flow_without_churn_is_deterministic_and_churn_has_a_derivative():
+    with pytest.raises(ValueError, match="FlowSDE draws no noise"):
+        smc(ALWAYS, kernel=nk.kernels.FlowSDE(0.0), guidance=None)
+    flow = nk.grid(nk.schedules.RectifiedFlow(), nk.grids.uniform(3))
+
+    @jax.jit
+    def end(churn):
+        kernel = nk.kernels.FlowSDE(churn)
+        assert kernel.stochastic  # traced, it may be
+        state, _ = nk.run(nk.Single(nk.Look(Shrink()), kernel), jax.random.key(1), jnp.ones(2), flow)
+        return state.look.x[0]
+
+    slope = jax.jit(jax.grad(end))
+    for churn in (0.0, 0.3):
+        low, high = max(churn - 1e-3, 0.0), churn + 1e-3
+        assert float(slope(churn)) == pytest.approx(float(end(high) - end(low)) / (high - low), rel=0.02)

@@ -256,3 +256,15 @@ def test_skewed_problems_are_tilted_visibly():
     assert targets.skewed(3) != targets.skewed(3, seed=1)
     with pytest.raises(ValueError, match="must be at least 1"):
         targets.skewed(0)
+
+
+def test_traced_weights_are_normalised_for_every_answer():
+    weights, means, covs = problem(1)
+
+    @jax.jit
+    def answers(weights):
+        mixture = targets.GaussianMixture(weights, means, covs)
+        return mixture.mean(), mixture.log_prob(jnp.zeros(1))
+
+    for got, want in zip(answers(3.0 * weights), answers(weights), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)

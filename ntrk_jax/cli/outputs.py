@@ -32,7 +32,7 @@ def refuse_existing(folder: Path, names: Sequence[str], overwrite: bool) -> None
         if parent.exists():
             if not parent.is_dir():
                 raise BadInput(f"{parent} is a file; --out needs a folder.")
-            if not os.access(parent, os.W_OK | os.X_OK):
+            if not _takes_folders(parent):
                 raise BadInput(f"{parent} is not writable; give another --out.")
             break
     for name in names:
@@ -41,6 +41,15 @@ def refuse_existing(folder: Path, names: Sequence[str], overwrite: bool) -> None
             raise BadInput(f"{path} is a folder; give another --out.")
         if path.exists() and not overwrite:
             raise BadInput(f"{path} exists already; give another --out, or --overwrite to replace it.")
+
+
+def _takes_folders(folder: Path) -> bool:
+    """Whether a folder can be made in this one; tried, since permissions do not say so for the superuser."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".ntrk-", dir=folder))
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

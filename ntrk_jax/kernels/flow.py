@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax import tweedie
-from ntrk_jax.core import Gaussian, Lookahead, Step
+from ntrk_jax.core import Gaussian, Lookahead, Step, root
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Scalar
 
@@ -81,9 +81,16 @@ class FlowSDE:
         if is_concrete(self.churn) and not bool(np.all(np.asarray(self.churn) >= 0)):
             raise ValueError(f"FlowSDE churn must be at least 0, got {self.churn}.")
 
+    @property
+    def stochastic(self) -> bool:
+        """False where churn is known to be 0, whatever the diffusion."""
+        return not (is_concrete(self.churn) and bool(np.all(np.asarray(self.churn) == 0)))
+
     def __call__(self, look: Lookahead, step: Step) -> Gaussian:
         """N(mean, std^2 I) of x_s."""
         row = memoryless(step) if self.diffusion is None else jnp.square(self.diffusion(step.t)) * (step.t - step.s)
         variance = jnp.minimum(jnp.square(self.churn) * row, jnp.square(step.sigma_s))
-        carried = jnp.sqrt(jnp.maximum(jnp.square(step.sigma_s) - variance, 0.0))
-        return Gaussian(step.alpha_s * look.x0 + carried * tweedie.eps(look, step), jnp.sqrt(variance))
+        carried = root(jnp.maximum(jnp.square(step.sigma_s) - variance, 0.0))
+        none = jnp.where(step.sigma_s > 0, self.churn * root(row), 0.0)  # std where it is 0, with its derivative
+        std = jnp.where(variance == 0, none.astype(variance.dtype), root(variance))
+        return Gaussian(step.alpha_s * look.x0 + carried * tweedie.eps(look, step), std)

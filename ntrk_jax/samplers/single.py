@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ntrk_jax.core import Guidance, Info, Kernel, State, Step, Stream
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
-from ntrk_jax.tree import pytree
+from ntrk_jax.tree import Function, pytree
 from ntrk_jax.typing import Key, Sample
 
 __all__ = ["Single"]
@@ -41,7 +41,7 @@ class Single:
     guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a rule that reads what the look does not ask for."""
+        """Refuse parts of the wrong kind, and a rule that reads what the look does not ask for."""
         refuse_missing_grad(self.look, self.guidance)
         refuse_no_noise(self.kernel, self.guidance)
 
@@ -65,7 +65,10 @@ class Single:
 
 
 def refuse_missing_grad(look: Any, guidance: Any) -> None:
-    """Raise ValueError if a rule reads a gradient that its look does not take."""
+    """Raise ValueError if a rule reads a gradient that its look does not take, TypeError if one is something else."""
+    if not hasattr(look, "at"):
+        raise TypeError(f"look must be nk.Look(model, reward, ...), got {type(look).__name__}; wrap the model in Look.")
+    _refuse_class("guidance", guidance)
     if guidance is None:
         return
     if not callable(guidance) or not hasattr(guidance, "needs_grad"):
@@ -84,10 +87,20 @@ def refuse_missing_grad(look: Any, guidance: Any) -> None:
 
 
 def refuse_no_noise(kernel: Any, guidance: Any) -> None:
-    """Raise ValueError if a rule acts through the kernel's noise and the kernel has none."""
+    """Raise ValueError if a rule acts through the kernel's noise and the kernel has none, TypeError for no kernel."""
+    _refuse_class("kernel", kernel)
+    if not callable(kernel):
+        raise TypeError(f"kernel must be a reverse kernel such as nk.kernels.DDIM(), got {type(kernel).__name__}.")
     without = not getattr(kernel, "stochastic", True)
     if without and getattr(guidance, "needs_noise", False):
         raise ValueError(
             f"{type(guidance).__name__} acts through the noise of the kernel, and {type(kernel).__name__} has none: "
             "it would do nothing; use a stochastic kernel such as DDIM(eta=1.0) or FlowSDE()."
         )
+
+
+def _refuse_class(name: str, value: Any) -> None:
+    """Raise TypeError for a class where an object of it is meant."""
+    given = value.fn if isinstance(value, Function) else value
+    if isinstance(given, type):
+        raise TypeError(f"{name} must be an object, got the class {given.__name__}; write {given.__name__}(...).")

@@ -48,17 +48,17 @@ class GaussianMixture:
     """A mixture of K Gaussians in d dimensions, exactly solvable at every noise level.
 
     Attributes:
-        weights: [K], not negative, summing to one.
+        weights: [K], not negative, summing to one; traced ones are divided by their sum.
         means: [K, d].
         covs: [K, d, d], symmetric and positive definite.
 
     Shapes: x is [d] or any [*shape] with d entries (flattened inside, restored in the answer).
     Cost: one eigendecomposition O(K d^3) when made; O(K d^2) for every method that takes one sample.
+    Derivatives: build or `nk.replace` it inside the function; none in covs where eigenvalues coincide (eigh).
     Dtype: answers that are samples have the dtype of x; scalars are at least float32.
 
     Raises:
-        ValueError: if the shapes do not fit, the weights are not normalised or a covariance is not symmetric
-            positive definite.
+        ValueError: if shapes do not fit, weights do not sum to one or a cov is not symmetric positive definite.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -91,7 +91,7 @@ class GaussianMixture:
             check_positive(values)
         with np.errstate(divide="ignore"):
             logits = xp.log(weights / weights.sum())
-        _fill(self, dtype, weights, means, covs, logits, values, vectors)
+        _fill(self, dtype, weights if concrete else weights / weights.sum(), means, covs, logits, values, vectors)
 
     @property
     def num_components(self) -> int:
