@@ -1,17 +1,23 @@
 """Strict numeric modes, key-reuse checking and several CPU devices, for every test.
 
 Nearly all of the suite's time is compilation. Programs are compiled with few optimisations, by the compiler's older
-emitters of fused loops and in one piece, which makes it three times shorter; tests of bitwise equality between two
-programs ask for some optimisation (`catalogue.EXACT`). With JAX_DISABLE_MOST_OPTIMIZATIONS=0 everything is compiled as
-users have it.
+emitters of fused loops and in one piece, which makes it three times shorter, and without fused multiply-adds, so that
+two programs of the same arithmetic agree bit for bit; where a processor has no such switch, tests of bitwise equality
+ask for some optimisation instead (`catalogue.EXACT`). Lowerings share their context. With
+JAX_DISABLE_MOST_OPTIMIZATIONS=0 everything is compiled as users have it.
 """
 
 import gc
 import os
+import platform
+import threading
 
 gc.set_threshold(100_000, 20, 50)  # tracing makes many objects and few cycles
 LEAN = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"  # notebooks and commands inherit it
 FLAGS = ["--xla_force_host_platform_device_count=4"]
+UNFUSED = LEAN and platform.machine().lower() in ("x86_64", "amd64")
+if UNFUSED:
+    FLAGS.append("--xla_cpu_max_isa=AVX")
 if LEAN:  # extra options that a version does not know are passed over
     FLAGS.append("--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters")
     FLAGS.append("--xla_cpu_parallel_codegen_split_count=1")
@@ -24,6 +30,43 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_disable_most_optimizations", LEAN)
+
+
+def share_contexts():
+    """One MLIR context a thread serves all lowerings: making one costs 5 ms, as much as lowering a small program."""
+    from jax._src.interpreters import mlir
+
+    make, own = getattr(mlir, "make_ir_context", None), threading.local()
+
+    def shared():
+        if not hasattr(own, "context"):
+            own.context = make()
+        return own.context
+
+    if make is not None:
+        mlir.make_ir_context = shared
+
+
+if LEAN:
+    share_contexts()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run notebooks, training commands and killed processes")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Whole runs (`slow`) are left to --slow, or to -m with that word."""
+    if config.getoption("--slow") or "slow" in config.getoption("markexpr"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
+
+def pytest_collection_finish():
+    """What is imported stays; the garbage collector need not look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -115,6 +115,7 @@ def marks(store):
     return {p.name for p in folder.glob("c.*") if p.suffix != ".partial"} if folder.exists() else set()
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_equals_a_run_that_was_not(plan, tmp_path):
     plan.write_text(PLAN.replace("steps = 3", "steps = 100").replace("num = 40", "num = 1200"))
     store, cache = tmp_path / "store", tmp_path / "cache"

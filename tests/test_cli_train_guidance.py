@@ -31,6 +31,7 @@ def finished(tmp_path_factory):
         return out, go(out)
 
 
+@pytest.mark.slow
 def test_what_is_written(finished):
     out, result = finished
     assert result.exit_code == 0, result.output
@@ -48,6 +49,7 @@ def test_what_is_written(finished):
     refused(go(out), "report.json exists already", "--overwrite")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_end(finished, tmp_path, monkeypatch):
     numbers = {"gradient_error": {}, "sw2": {}, "tds_ess": {}, "sw2_floor": 0.1}
     monkeypatch.setattr(train_guidance, "evaluate", lambda *args: dict(numbers))
@@ -73,6 +75,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(finished, tmp_path, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_sampling_with_what_was_learned(finished, tmp_path):
     drawn = tmp_path / "s.npz"
     args = ("sample", "--method", "tds", "--particles", 4, "--num", 4, "--steps", 2, "--value", finished[0])

@@ -40,6 +40,7 @@ def folder(tmp_path_factory):
         yield out, result
 
 
+@pytest.mark.slow
 def test_the_report(folder):
     out, result = folder
     assert sorted(p.name for p in out.iterdir()) == ["model", "model.json", "report.json"]
@@ -63,6 +64,7 @@ def test_the_report(folder):
     assert {"settings", "versions", "machine", "schedule"} <= report.keys()
 
 
+@pytest.mark.slow
 def test_what_is_there_is_kept(folder):
     out, _ = folder
     before = (out / "report.json").read_bytes()
@@ -70,6 +72,7 @@ def test_what_is_there_is_kept(folder):
     assert (out / "report.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_sampling_on_top(folder, tmp_path):
     out, _ = folder
     task = tuned_problem(out)
@@ -89,6 +92,7 @@ def test_sampling_on_top(folder, tmp_path):
     refused(invoke("sample", "--checkpoint", out, "--digit", 3), "--digit")
 
 
+@pytest.mark.slow
 def test_a_batch_plan_names_the_folder(folder, tmp_path):
     plan = tmp_path / "plan.toml"
     plan.write_text(f'checkpoint = "{folder[0]}"\nmethod = "base"\nnum = 4\nsteps = 2\n')
@@ -107,6 +111,7 @@ def broken(out, tmp_path, **changes):
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -125,6 +130,7 @@ def test_a_folder_that_is_not_what_it_says(folder, tmp_path, changes):
     refused(invoke("sample", "--checkpoint", broken(folder[0], tmp_path, **changes)), "--")
 
 
+@pytest.mark.slow
 def test_foreign_and_corrupt_folders(folder, tmp_path):
     refused(invoke("sample", "--checkpoint", tmp_path / "nowhere"), "nowhere", "ntrk train tilt")
     (tmp_path / "foreign").mkdir()

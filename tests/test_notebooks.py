@@ -7,6 +7,7 @@ import jax
 import matplotlib.pyplot
 import pytest
 
+pytestmark = pytest.mark.slow
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
 
 
