@@ -65,6 +65,8 @@ class TypicalSet:
     Shapes: [*shape] -> [*shape], the dtype kept, computed in float32 or wider.
     Cost per step: model 0; per sweep and domain two sorts of N numbers and one transform.
     Density: a deterministic map given the key.
+    Derivatives: forward mode only (`jax.jvp`); the sweeps are a loop of unknown length, which reverse mode refuses. To
+        differentiate a run backwards take `UnitNorm`, or stop the gradient at the look.
     Departs from the paper: the paper names the domains (Fourier) but not their list, tiles, order or number of sweeps;
         these are ours, as are the total mean and energy, the jitter that breaks ties, the stopping rule and that the
         sets share 1 - confidence.
