@@ -37,12 +37,12 @@ TRACED = [("f32", "image"), ("bf16", "vector")]
 KINDS = "base flow_sde edm best_of_n svdd beam rbf ntrk calibrated dps tfg ugd tmpd flow_damped fk das psi dts".split()
 
 
-def whole(values, kept):
+def rest_slow(values, kept):
     """Parameters, of which those that are not kept are run with --slow."""
     return [value if kept(value) else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-CASES = whole([(n, *how) for n in NAMES for how in RUN], lambda case: case[1] == "f32" or case[0] in KINDS)
+CASES = rest_slow([(n, *how) for n in NAMES for how in RUN], lambda case: case[1] == "f32" or case[0] in KINDS)
 
 
 @pytest.fixture(params=CASES, ids=lambda c: "-".join(c), scope="module")
@@ -171,7 +171,7 @@ def test_declared_evaluations_are_those_executed(name):
     assert declared[0] == nk.methods.CATALOGUE[name].nfe(NUM_STEPS, particles(sampler)) * BATCH
 
 
-@pytest.mark.parametrize("name", whole(NAMES, lambda name: name in KINDS))
+@pytest.mark.parametrize("name", rest_slow(NAMES, lambda name: name in KINDS))
 def test_resumed_equals_uninterrupted(name):
     x = noise(name, SHAPES["vector"], jnp.float32)
     sampler = made(name, x, SHAPES["vector"], strengths(nk.methods.CATALOGUE[name])[0])
