@@ -78,6 +78,7 @@ def schedule():
     return nk.schedules.VPCosine()
 
 
+@functools.lru_cache
 def steps():
     return nk.grid(schedule(), nk.grids.uniform(NUM_STEPS))
 
@@ -117,9 +118,14 @@ def particles(sampler):
     return NUM_STEPS if hasattr(sampler, "grid") else getattr(sampler, "num_particles", 1)
 
 
+@functools.lru_cache
+def rollouts():
+    return nk.samplers.rollouts(NUM_STEPS)
+
+
 def rows(sampler):
     """What the sampler is run over: a grid, or rollouts for a tree, which holds its own grid."""
-    return nk.samplers.rollouts(NUM_STEPS) if hasattr(sampler, "grid") else steps()
+    return rollouts() if hasattr(sampler, "grid") else steps()
 
 
 def noise(name, shape, dtype, seed=1):
@@ -128,6 +134,7 @@ def noise(name, shape, dtype, seed=1):
     return jax.random.normal(jax.random.key(seed), (BATCH, *population, *shape)).astype(dtype)
 
 
+@functools.lru_cache
 def keys(seed=2):
     return jax.random.split(jax.random.key(seed), BATCH)
 
@@ -144,8 +151,12 @@ EXACT = {"xla_backend_optimization_level": 1} if LEAN and "xla_cpu_max_isa" not 
 
 
 @functools.lru_cache
-def batched():
-    """vmap of run over keys, noises and the poison of each sample, jitted; the record is (state, info) of each step."""
+def programs():
+    """(begin, advance): the two halves of `nk.run`, each vmap over keys, samples and the poison of each, jitted.
+
+    begin gives the states at the first row; advance continues states over a grid whose first row has the index `start`,
+    and records (state, info) of each row. One program so serves whole and resumed runs.
+    """
 
     def poisoned(sampler, poison):
         def swap(path, leaf):
@@ -153,13 +164,30 @@ def batched():
 
         return jax.tree_util.tree_map_with_path(swap, sampler)
 
-    def one(sampler, key, x, poison, grid):
-        return nk.run(poisoned(sampler, poison), key, x, grid, record=lambda state, info: (state, info))
+    def begin(sampler, key, x, poison, first):
+        return poisoned(sampler, poison).init(jax.random.fold_in(key, nk.core.Stream.INIT), x, first)
 
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, None)), compiler_options=EXACT)
+    def advance(sampler, key, state, poison, grid, start):
+        sampler = poisoned(sampler, poison)
+        return nk.resume(sampler, key, state, grid, lambda state, info: (state, info), start=start)
+
+    begin = jax.vmap(begin, in_axes=(None, 0, 0, 0, None))
+    advance = jax.vmap(advance, in_axes=(None, 0, 0, 0, None, None))
+    return tuple(jax.jit(half, compiler_options=EXACT) for half in (begin, advance))
+
+
+def begin(sampler, key, x, poison=None):
+    """The states [BATCH, ...] at the first row; poison [BATCH] is 1 where the reward is to be NaN."""
+    clean = np.zeros(BATCH, np.float32) if poison is None else poison
+    return programs()[0](sampler, key, x, clean, jax.tree.map(lambda a: a[0], rows(sampler)))
+
+
+def advance(sampler, key, state, grid, start=0, poison=None):
+    """Continue states [BATCH, ...] over a grid: (states at its end, the record of each row)."""
+    clean = np.zeros(BATCH, np.float32) if poison is None else poison
+    return programs()[1](sampler, key, state, clean, grid, jnp.int32(start))
 
 
 def go(sampler, key, x, poison=None):
-    """Run a batch; poison [BATCH] is 1 where the reward is to be NaN."""
-    clean = jnp.zeros(BATCH, jnp.float32) if poison is None else poison
-    return batched()(sampler, key, x, clean, rows(sampler))
+    """Run a batch."""
+    return advance(sampler, key, begin(sampler, key, x, poison), rows(sampler), poison=poison)
