@@ -1,11 +1,13 @@
 """Step time against a hand-written scan, compile time and memory against the number of steps, recompilation.
 
     python benchmarks/bench_step.py
+    taskset -c 0 python benchmarks/bench_step.py     (one core: XLA then runs one piece of a program after the other)
 
 The hand-written scans below do the arithmetic of the sampler and nothing else: no counts, no flags. Asked for the
 sample alone, as they are, the compiled sampler leaves out what nobody reads; asked for its whole state it carries
-counts, flags and the importance weight of the path. NTRK is compared with a scan without that weight ("ntrk") and with
-one that computes it ("weighted ntrk").
+counts, flags and the importance weight of the path. NTRK is compared with a scan without that weight ("ntrk"), with
+one that moves first and carries its look as the library does ("carried ntrk"), and with one that computes the weight
+("weighted ntrk").
 """
 
 import functools
@@ -41,50 +43,60 @@ def hand_plain(model, key, x, steps):
     return jax.lax.scan(body, x, (jnp.arange(steps.num_steps), steps))[0]
 
 
+def looked(model, reward, x, t):
+    """(x0, gradient of the reward at x0 by x)."""
+
+    def value(x):
+        x0 = model(x, t)
+        return reward(x0), x0
+
+    (_, x0), g = jax.value_and_grad(value, has_aux=True)(x)
+    return x0, g
+
+
+def tilted(x, x0, g, rho, key, s):
+    """(x_s, its noise, the fresh noise, std) of one NTRK step with a unit-norm whitening."""
+    eps = (x - s.alpha_t * x0) / s.sigma_t
+    c = s.alpha_t * s.sigma_s / (s.alpha_s * s.sigma_t)
+    std = s.sigma_s * jnp.sqrt((1 - c) * (1 + c))
+    z = jax.random.normal(key, x.shape)
+    noise = jnp.sqrt(rho) * nk.whitening.UnitNorm()(g) + jnp.sqrt(1 - rho) * z
+    return s.alpha_s * x0 + jnp.sqrt(s.sigma_s**2 - std**2) * eps + std * noise, noise, z, std
+
+
 def hand_ntrk(model, reward, rho, key, x, steps):
-    """NTRK with a unit-norm whitening by hand."""
-    whiten = nk.whitening.UnitNorm()
+    """NTRK by hand: look, then move."""
 
     def body(x, row):
         i, s = row
-
-        def value(x):
-            x0 = model(x, s.t)
-            return reward(x0), x0
-
-        (_, x0), g = jax.value_and_grad(value, has_aux=True)(x)
-        w = whiten(g)
-        eps = (x - s.alpha_t * x0) / s.sigma_t
-        c = s.alpha_t * s.sigma_s / (s.alpha_s * s.sigma_t)
-        std = s.sigma_s * jnp.sqrt((1 - c) * (1 + c))
-        z = jax.random.normal(jax.random.fold_in(key, i), x.shape)
-        noise = jnp.sqrt(rho) * w + jnp.sqrt(1 - rho) * z
-        return s.alpha_s * x0 + jnp.sqrt(s.sigma_s**2 - std**2) * eps + std * noise, None
+        x0, g = looked(model, reward, x, s.t)
+        return tilted(x, x0, g, rho, jax.random.fold_in(key, i), s)[0], None
 
     return jax.lax.scan(body, x, (jnp.arange(steps.num_steps), steps))[0]
 
 
+def hand_carried(model, reward, rho, key, x, steps):
+    """The same in the library's order: move, then look at where it led, so that a row ends with what is known of x."""
+
+    def body(carry, row):
+        i, s = row
+        x = tilted(*carry, rho, jax.random.fold_in(key, i), s)[0]
+        return (x, *looked(model, reward, x, s.s)), None
+
+    first = (x, *looked(model, reward, x, steps.t[0]))
+    return jax.lax.scan(body, first, (jnp.arange(steps.num_steps), steps))[0][0]
+
+
 def hand_weighted(model, reward, rho, key, x, steps):
-    """NTRK as above with the importance weight of its path, which every sampler of the library carries."""
-    whiten = nk.whitening.UnitNorm()
+    """NTRK by hand with the importance weight of its path, which every sampler of the library carries."""
 
     def body(carry, row):
         x, weight = carry
         i, s = row
-
-        def value(x):
-            x0 = model(x, s.t)
-            return reward(x0), x0
-
-        (_, x0), g = jax.value_and_grad(value, has_aux=True)(x)
-        eps = (x - s.alpha_t * x0) / s.sigma_t
-        c = s.alpha_t * s.sigma_s / (s.alpha_s * s.sigma_t)
-        std = s.sigma_s * jnp.sqrt((1 - c) * (1 + c))
-        z = jax.random.normal(jax.random.fold_in(key, i), x.shape)
-        noise = jnp.sqrt(rho) * whiten(g) + jnp.sqrt(1 - rho) * z
+        x0, g = looked(model, reward, x, s.t)
+        x, noise, z, std = tilted(x, x0, g, rho, jax.random.fold_in(key, i), s)
         ratio = 0.5 * jnp.sum(z**2 - noise**2) + 0.5 * x.size * jnp.log1p(-rho)
-        weight += jnp.where(std > 0, ratio, 0.0)
-        return (s.alpha_s * x0 + jnp.sqrt(s.sigma_s**2 - std**2) * eps + std * noise, weight), None
+        return (x, weight + jnp.where(std > 0, ratio, 0.0)), None
 
     return jax.lax.scan(body, (x, jnp.zeros(())), (jnp.arange(steps.num_steps), steps))[0]
 
@@ -104,9 +116,11 @@ def step_time(num_steps=200):
         by_hand = {
             "plain": jax.jit(jax.vmap(hand_plain, (None, 0, 0, None))),
             "ntrk": jax.jit(jax.vmap(hand_ntrk, (None, None, None, 0, 0, None))),
+            "carried": jax.jit(jax.vmap(hand_carried, (None, None, None, 0, 0, None))),
             "weighted": jax.jit(jax.vmap(hand_weighted, (None, None, None, 0, 0, None))),
         }
-        for kind, sampler in (("plain", plain), ("ntrk unit norm", ntrk), ("weighted ntrk unit norm", ntrk)):
+        for kind in ("plain", "ntrk unit norm", "carried ntrk unit norm", "weighted ntrk unit norm"):
+            sampler = plain if kind == "plain" else ntrk
             args = (model,) if kind == "plain" else (model, reward, jnp.float32(0.05))
             hand = functools.partial(by_hand[kind.split()[0]], *args, keys, x, steps)
             library = [functools.partial(f, sampler, keys, x, steps) for f in (alone, ours, traced)]
