@@ -47,6 +47,7 @@ def cases(problem):
 
     m, r, s = nk.methods, reward, shape
     matched = nk.guidance.MomentMatched(schedule, 1.0, "none")
+    full = nk.guidance.MomentMatched(schedule, 1.0, "full", size=shape[0])
     alone = {
         "ddim": (m.ddim(model), "prior, deterministic", NOTHING),
         "base": (m.base(model), "prior, stochastic", NOTHING),
@@ -65,6 +66,8 @@ def cases(problem):
         "fk, pigdm's value": m.fk(model, r, s, num_particles=num, value=matched),
         "tds, pigdm's value": m.tds(model, r, s, num_particles=num, value=matched),
         "ntrk_smc, pigdm's value": m.ntrk_smc(model, r, s, num_particles=num, value=matched),
+        "tds, tmpd's value": m.tds(model, r, s, num_particles=num, value=full),
+        "das, tmpd's value": m.das(model, r, s, num_particles=num, value=full),
     }
     return {
         **{name: case(paths, *parts) for name, parts in alone.items()},
