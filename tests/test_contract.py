@@ -26,7 +26,6 @@ from catalogue import (
     noise,
     particles,
     rows,
-    steps,
     strengths,
 )
 
