@@ -13,6 +13,7 @@ SHAPE = (16, 16, 3)
 BATCH = 20
 FIELDS = structured(SHAPE)
 W = Certified(SHAPE)
+AGREEING = jax.random.normal(jax.random.key(5), (16, 16, 1)) * jnp.array([[[1.0, -1.0, 1.0]]])
 
 
 def in_batches(f, x):
@@ -24,7 +25,12 @@ def in_batches(f, x):
 @pytest.fixture(scope="module")
 def certified():
     """Certificates of the structured fields, two zeros more, and nonsense, by name."""
-    fields = {**FIELDS, "second zero": FIELDS["zero"], "infinite": jnp.full(SHAPE, jnp.inf, jnp.float32)}
+    fields = {
+        **FIELDS,
+        "second zero": FIELDS["zero"],
+        "infinite": jnp.full(SHAPE, jnp.inf, jnp.float32),
+        "agreeing": AGREEING,
+    }
     fields |= {f"noise {i}": jax.random.normal(jax.random.key(i), SHAPE) for i in range(BATCH - len(fields))}
     out = in_batches(jax.vmap(W.detailed), jnp.stack(list(fields.values())))
     return {name: jax.tree.map(lambda leaf, i=i: leaf[i], out) for i, name in enumerate(fields)}
@@ -50,6 +56,15 @@ def test_structure_passes_the_battery_and_keeps_its_direction(certified, settled
     if name != "zero":
         kept = cosine(settled[name], g)
         assert kept <= 0.2 or cosine(out.noise, g) >= 0.7 * kept
+
+
+def test_channels_that_agree_keep_what_the_battery_allows(certified, measure):
+    """The bound of the module's docstring, with the 5 sigma quantile of a chi2 of three degrees of freedom."""
+    quantile = (1 - 2 / 27 + 5 * np.sqrt(2 / 27)) ** 3
+    bound = np.sqrt((1 + 2 * np.sqrt(quantile / 254)) / 3)
+    out = certified["agreeing"]
+    assert float(measure(out.noise)) <= 5
+    assert 0.97 * bound < cosine(out.noise, AGREEING) <= bound
 
 
 def test_the_typical_set_alone_would_not_pass(settled, measure):
