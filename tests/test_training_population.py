@@ -40,7 +40,7 @@ def one_step():
     """The error of one explicit step of size h from the published mixture, as one program."""
     with jax.enable_x64(True):
         law = nk.targets.two_modes().mixture
-        program = jax.jit(lambda h, b: step_error(law, nk.rewards.Linear(b), h, SCHEDULE))
+        program = jax.jit(lambda h, b: step_error(law, nk.rewards.Linear(b), h, SCHEDULE, num_times=16, order=16))
     return lambda num, b: float(program(1.0 / num, jnp.asarray(b)))
 
 
