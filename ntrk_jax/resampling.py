@@ -29,7 +29,7 @@ from ntrk_jax.typing import Array, Key, Scalar
 
 __all__ = [
     "SSP", "Multinomial", "Residual", "Scheme", "Spaced", "Stratified", "Systematic", "WhenESS", "ess", "log_mean_exp",
-    "reindex",
+    "reindex", "systematic",
 ]  # fmt: skip
 
 
@@ -87,6 +87,12 @@ def _invert(probabilities: Array, positions: Array) -> Array:
     return jnp.minimum(found.astype(jnp.int32), last.astype(jnp.int32))
 
 
+def systematic(key: Key, log_weights: Array, num: int) -> Array:
+    """Rows [num] drawn from log_weights [K] evenly, ascending: row i floor(num w_i) or floor(num w_i) + 1 times."""
+    offset = jax.random.uniform(key, (), log_weights.dtype)
+    return _invert(_probabilities(log_weights), (jnp.arange(num, dtype=offset.dtype) + offset) / num)
+
+
 def _apply(scheme: Scheme, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
     parents = scheme.ancestors(key, log_weights)
     return *reindex(tree, log_weights, parents), parents
@@ -136,9 +142,7 @@ class Systematic:
 
     def ancestors(self, key: Key, log_weights: Array) -> Array:
         """The parent of each new particle, [K], ascending."""
-        num = log_weights.shape[0]
-        offset = jax.random.uniform(key, (), log_weights.dtype)
-        return _invert(_probabilities(log_weights), (jnp.arange(num, dtype=offset.dtype) + offset) / num)
+        return systematic(key, log_weights, log_weights.shape[0])
 
     def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
         """Resample: the re-indexed tree, equal log-weights, the parents."""

@@ -47,6 +47,15 @@ def test_expected_offspring_is_k_times_the_weight(scheme):
         assert np.all(counts.var(0) <= multinomial * 1.05 + 1e-9)
 
 
+@pytest.mark.parametrize("num", [3, 1000])
+def test_rows_of_any_number_are_drawn_evenly(num):
+    with np.errstate(divide="ignore"):
+        rows = resampling.systematic(jax.random.key(0), jnp.log(jnp.asarray(WEIGHTS, jnp.float32)), num)
+    counts = np.bincount(np.asarray(rows), minlength=len(WEIGHTS))
+    assert counts.sum() == num
+    assert np.all(np.abs(counts - num * WEIGHTS) < 1 + 1e-3)
+
+
 def test_offspring_of_ssp_are_negatively_associated():
     counts = offspring(resampling.SSP(), jnp.log(jnp.array([0.15, 0.15, 0.35, 0.35])))
     covariance = np.cov(counts.T)

@@ -10,7 +10,7 @@ from ntrk_jax.models import FlaxDenoiser, MomentDenoiser, moment_network
 from ntrk_jax.training import TiltLoss, TiltPlan, draw, tilt, tilt_coefficient, tilt_target
 from ntrk_jax.training import tilt_rounds as rounds
 from ntrk_jax.training.draws import even_normal
-from ntrk_jax.training.tilt_weights import effective_share, ess_step, pooled_weights, systematic
+from ntrk_jax.training.tilt_weights import effective_share, ess_step, pooled_weights
 
 SCHEDULE = nk.schedules.VPCosine()
 
@@ -182,8 +182,6 @@ def test_weights_along_the_path():
     assert weights[0].sum() / weights[1].sum() == pytest.approx(np.exp(-0.25), rel=0.05)
     assert ess_step(r[0], np.exp(-0.09)) == pytest.approx(0.3, rel=0.05)
     assert ess_step(np.zeros(10), 0.9, 0.7) == 0.7
-    counts = np.bincount(systematic(key(), np.array([0.1, 0.0, 0.6, 0.3]), 1000), minlength=4)
-    assert np.all(np.abs(counts - [100, 0, 600, 300]) <= 1)
 
 
 def test_one_weighted_round_is_made_where_the_whole_tilt_leaves_a_fifth_effective():

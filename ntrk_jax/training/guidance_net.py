@@ -42,6 +42,7 @@ import jax
 import jax.numpy as jnp
 
 from ntrk_jax.core import Denoiser, algebra_dtype
+from ntrk_jax.resampling import systematic
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, PyTree, Sample, Scalar
@@ -223,9 +224,7 @@ def resampled(key: Key, log_weights: Array, num: int) -> Array:
     With log_weights = reward / temperature, draws of a law become draws of its tilt (self-normalised: a bias of order
     1 / number of effective draws).
     """
-    ends = jnp.cumsum(jax.nn.softmax(log_weights))
-    at = (jnp.arange(num, dtype=ends.dtype) + jax.random.uniform(key, (), ends.dtype)) / num
-    return jnp.minimum(jnp.searchsorted(ends, at * ends[-1]), log_weights.shape[0] - 1)
+    return systematic(key, log_weights, num)
 
 
 def grouped(key: Key, draws: Group, size: int) -> Group:

@@ -35,9 +35,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.resampling import systematic
 from ntrk_jax.training.draws import draw
 from ntrk_jax.training.fit import FitState, recovered, restore, save, stepper
-from ntrk_jax.training.tilt_weights import centred, effective_share, ess_step, pooled_weights, systematic
+from ntrk_jax.training.tilt_weights import centred, effective_share, ess_step, pooled_weights
 from ntrk_jax.training.tilting import TiltLoss
 from ntrk_jax.tree import Function, pytree, replace, static
 from ntrk_jax.typing import Array, Key, PyTree, Scalar
@@ -185,7 +186,7 @@ def _round(key: Key, state: TiltState, reward: Any, temperature: float, plan: Ti
         samples=state.samples.at[slot].set(x), rewards=state.rewards.at[slot].set(r), at=state.at.at[slot].set(a)
     )
     weights = pooled_weights(np.asarray(state.rewards, np.float64), np.asarray(state.at, np.float64), a)
-    rows = systematic(pick_key, weights.ravel(), weights.size)
+    rows = np.asarray(systematic(pick_key, jnp.log(jnp.asarray(weights.ravel(), jnp.float32)), weights.size))
     x_all, r_all = state.samples.reshape(-1, *shape)[rows], np.asarray(state.rewards, np.float64).ravel()[rows]
     plan = _settled(plan, a, r_all)
     h = _step(r_all, 1.0 - a, plan)

@@ -6,12 +6,9 @@ effective.
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
-from ntrk_jax.typing import Key
-
-__all__ = ["centred", "effective_share", "ess_step", "pooled_weights", "systematic"]
+__all__ = ["centred", "effective_share", "ess_step", "pooled_weights"]
 
 
 def effective_share(log_weights: np.ndarray) -> float:
@@ -65,10 +62,3 @@ def pooled_weights(rewards: np.ndarray, at: np.ndarray, a: float) -> np.ndarray:
         w = np.exp((a - at[j]) * (rewards[j] - rewards[j].max()))
         out[j] = w / w.sum() * (w.sum() ** 2 / (w**2).sum())
     return out / out.sum()
-
-
-def systematic(key: Key, weights: np.ndarray, num: int) -> np.ndarray:
-    """Rows [num] drawn in proportion to weights, evenly: each as often as num times its weight, up to one."""
-    start = float(jax.random.uniform(key))
-    edges = np.cumsum(weights) / weights.sum()
-    return np.minimum(np.searchsorted(edges, (np.arange(num) + start) / num), len(weights) - 1)
