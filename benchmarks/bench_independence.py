@@ -36,8 +36,7 @@ def options(name, entry, problem, steps):
         return {"samples": samples, "rewards": jax.vmap(problem.reward)(samples)}
     if entry.tree:
         return {"grid": steps}
-    scheduled = name in ("lgd_mc", "tfg", "pigdm", "tmpd")
-    return {"num_particles": 4} if entry.population else {"schedule": SCHEDULE} if scheduled else {}
+    return {"num_particles": 4} if entry.population else {}
 
 
 def main():
