@@ -46,14 +46,14 @@ class Potential(Protocol):
 
     init: (value [K], first row) -> Memory at x_T.
     scale: (memory, step) -> [K], what multiplies the value's gradient in the proposal.
-    __call__: (memory, value [K] at x_s, step, log_weights [K] with all but psi_s / psi_t) -> Memory at x_s.
+    __call__: (memory, value [K] at x_s, step, untilted [K], the log-weights without psi) -> Memory at x_s.
     """
 
     def init(self, value: Array, first: Step) -> Memory: ...
 
     def scale(self, memory: Memory, step: Step) -> Any: ...
 
-    def __call__(self, memory: Memory, value: Array, step: Step, log_weights: Array) -> Memory: ...
+    def __call__(self, memory: Memory, value: Array, step: Step, untilted: Array) -> Memory: ...
 
 
 def _require_temperature(temperature: Any) -> None:
@@ -129,7 +129,7 @@ class Tempered:
         """gamma(s): the proposal climbs the potential it is about to be weighed by."""
         return None if self.schedule is None else self._ending(step, memory.log_psi)
 
-    def __call__(self, memory: Memory, value: Array, step: Step, log_weights: Array) -> Memory:
+    def __call__(self, memory: Memory, value: Array, step: Step, untilted: Array) -> Memory:
         """The potential at x_s."""
         return self._at(value, self._ending(step, value))
 
@@ -181,17 +181,19 @@ class Adaptive:
         """The current gamma."""
         return memory.gamma
 
-    def __call__(self, memory: Memory, value: Array, step: Step, log_weights: Array) -> Memory:
+    def __call__(self, memory: Memory, value: Array, step: Step, untilted: Array) -> Memory:
         """The potential at x_s."""
         assert memory.gamma is not None
         before = memory.gamma[0]
         per_unit = value / jnp.asarray(self.temperature, value.dtype)
 
         def effective(gamma: Array) -> Array:
-            weights = log_weights + gamma * per_unit - memory.log_psi
+            weights = untilted + gamma * (per_unit - top)
             weights = jnp.where(jnp.isfinite(weights), weights, -jnp.inf)
             return 2.0 * jax.nn.logsumexp(weights) - jax.nn.logsumexp(2.0 * weights)
 
+        living = jnp.where(jnp.isfinite(per_unit), per_unit, -jnp.inf)
+        top = jnp.where(jnp.any(jnp.isfinite(per_unit)), jnp.max(living), 0.0).astype(value.dtype)
         goal = jnp.log(jnp.asarray(self.target, value.dtype)) + float(np.log(value.shape[0]))
 
         def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -248,7 +250,7 @@ class Accumulated:
         """None: the gradient of the value itself."""
         return None
 
-    def __call__(self, memory: Memory, value: Array, step: Step, log_weights: Array) -> Memory:
+    def __call__(self, memory: Memory, value: Array, step: Step, untilted: Array) -> Memory:
         """The potential at x_s."""
         assert memory.seen is not None
         seen = value

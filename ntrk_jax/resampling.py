@@ -58,9 +58,9 @@ def ess(log_weights: Array) -> Array:
         >>> round(float(ess(jnp.log(jnp.array([0.5, 0.5, 1e-9])))), 4)
         2.0
     """
-    safe = alive(log_weights)
-    ratio = 2.0 * jax.nn.logsumexp(safe) - jax.nn.logsumexp(2.0 * safe)
-    return jnp.where(jnp.any(jnp.isfinite(safe)), jnp.exp(ratio), jnp.zeros_like(ratio))
+    shares = _probabilities(log_weights)
+    some = jnp.any(jnp.isfinite(log_weights))
+    return jnp.where(some, 1.0 / jnp.sum(shares * shares), jnp.zeros((), shares.dtype))
 
 
 def reindex(tree: Any, log_weights: Array, ancestors: Array) -> tuple[Any, Array]:

@@ -167,6 +167,31 @@ def test_rewards_of_any_size_stay_in_log_space():
         assert np.isfinite(float(nk.samplers.log_z(state)))
 
 
+@nk.pytree
+class Wall:
+    """A forbidden half-space, as people write it: a reward that is finite and very negative."""
+
+    depth: float
+
+    def __call__(self, x0):
+        return jnp.where(x0[0] > 0.3, self.depth, jnp.sum(x0))
+
+
+@pytest.mark.parametrize("potential", [POTENTIAL, nk.potentials.Adaptive(TEMPERATURE)], ids=["given", "adaptive"])
+def test_the_depth_of_a_wall_takes_no_digits_from_the_weights(potential):
+    def ends(depth):
+        parts = {"look": nk.Look(Shrink(), Wall(jnp.float32(depth))), "guidance": None, "potential": potential}
+        return [go(smc(nk.resampling.WhenESS(ALWAYS, 0.5), **parts), seed)[0] for seed in range(10, 20)]
+
+    found = 0
+    for low, deep in zip(ends(-1e3), ends(-1e9), strict=True):
+        living = np.asarray(deep.log_weights) > -100
+        found += living.any()
+        np.testing.assert_allclose(low.log_weights[living], deep.log_weights[living], atol=1e-4)
+        np.testing.assert_allclose(low.look.x[living], deep.look.x[living], atol=1e-5)
+    assert found == 10
+
+
 def test_a_dead_particle_has_no_children_and_no_effect_on_the_others():
     def reward(x0):
         return jnp.where(x0[0] > 0.8, jnp.nan, -jnp.sum(x0**2))

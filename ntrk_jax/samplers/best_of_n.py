@@ -74,5 +74,5 @@ def draw(key: Key, state: Any) -> Any:
     if state.log_weights.ndim != 1:
         raise ValueError(f"draw needs a population with log_weights [num_particles], got {state.log_weights.shape}.")
     index = jax.random.categorical(key, state.log_weights)
-    own = {"look", "log_weights", "memory", "ancestors"} & set(state._fields)
+    own = {"look", "log_weights", "memory", "ancestors", "untilted"} & set(state._fields)
     return state._replace(**{name: jax.tree.map(lambda a: a[index], getattr(state, name)) for name in own})

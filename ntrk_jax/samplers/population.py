@@ -17,7 +17,7 @@ from ntrk_jax.typing import Array, Key
 
 __all__ = [
     "Population", "advance", "any_bits", "ess_of", "log_z", "require_particles", "roll", "sanitise", "siblings",
-    "start", "streams", "total", "weights_report",
+    "start", "streams", "tilted", "total", "weights_report",
 ]  # fmt: skip
 
 
@@ -25,7 +25,8 @@ class Population(NamedTuple):
     """A weighted population and where it came from.
 
     look, memory: leaves [num_particles, ...]. log_weights: [num_particles]. ancestors: [num_particles], the parents
-    chosen in the last row (its own index where nothing was resampled).
+    chosen in the last row (its own index where nothing was resampled). untilted: [num_particles], the log-weights
+    without the potential at the current x, carried apart so that a large potential does not take their digits.
     """
 
     look: Lookahead
@@ -34,6 +35,7 @@ class Population(NamedTuple):
     status: Array
     memory: Any
     ancestors: Array
+    untilted: Array
 
 
 def require_particles(x: Array, num: int) -> None:
@@ -109,6 +111,17 @@ def sanitise(log_weights: Array) -> tuple[Array, Array]:
     """Log-weights [num_particles] with those that are not finite dead, and the flag [] where all of them are."""
     dead = jnp.where(jnp.any(jnp.isfinite(log_weights)), jnp.int32(0), jnp.int32(Status.DEAD_WEIGHTS))
     return alive(log_weights), dead
+
+
+def tilted(untilted: Array, log_psi: Array) -> tuple[Array, Array, Array]:
+    """Log-weights [num_particles] = untilted + log_psi less the largest potential; that potential []; a flag [].
+
+    So two particles whose potentials are large and alike are told apart by what else they weigh.
+    """
+    some = jnp.isfinite(log_psi)
+    top = jnp.where(jnp.any(some), jnp.max(jnp.where(some, log_psi, -jnp.inf)), 0.0).astype(log_psi.dtype)
+    weights, dead = sanitise(untilted + (log_psi - top))
+    return weights, top, dead
 
 
 def log_z(state: Any) -> Array:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from ntrk_jax.core import Guidance, Info, Kernel, Resampler, Step, Stream
 from ntrk_jax.look import Look
-from ntrk_jax.potentials import Memory, Potential, Tempered
-from ntrk_jax.resampling import Systematic, WhenESS, ess
-from ntrk_jax.samplers.population import Population, advance, sanitise, start
+from ntrk_jax.potentials import Potential, Tempered
+from ntrk_jax.resampling import Systematic, WhenESS, alive, ess
+from ntrk_jax.samplers.population import Population, advance, sanitise, start, tilted
 from ntrk_jax.samplers.single import Single
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key
@@ -93,25 +93,29 @@ class SMC:
         """Looks at the initial noises, weighed by the first potential."""
         state = start(self.single, key, x, first, self.num_particles)
         memory = self.potential.init(state.look.value, first)
+        untilted = jnp.zeros_like(memory.log_psi)
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
         weights, dead = sanitise(memory.log_psi)
-        return Population(state.look, weights, state.evals, state.status | dead, memory, own)
+        return Population(state.look, weights, state.evals, state.status | dead, memory, own, untilted)
 
     def step(self, key: Key, state: Population, step: Step) -> tuple[Population, Info]:
         """Move, look, weigh, resample."""
         scale = self.potential.scale(state.memory, step)
         look = state.look if scale is None or state.look.grad is None else _scaled(state.look, scale)
         seen, ratio, spent, status = advance(self.single, key, look, step, self.num_particles, self.chunk)
-        moved = state.log_weights + ratio
-        memory = self.potential(state.memory, seen.value, step, moved)
-        weights, dead = sanitise(moved + memory.log_psi - state.memory.log_psi)
-        effective = ess(weights)
-        (look, memory), kept, ancestors = self._select(key, weights, (seen, memory), step)
+        untilted = state.untilted + ratio
+        memory = self.potential(state.memory, seen.value, step, untilted)
+        weights, top, dead = tilted(untilted, memory.log_psi)
+        untilted = jnp.where(jnp.isfinite(weights), untilted, -jnp.inf)
+        (look, memory, untilted), kept, ancestors = self._select(key, weights, (seen, memory, untilted), step)
+        untilted = jnp.where(kept == weights[ancestors], untilted, kept - (memory.log_psi - top))
         status = status | dead
-        after = Population(look, kept, state.evals + spent, state.status | status, memory, ancestors)
-        return after, Info(_weighted_mean(weights, seen.value), effective, jnp.mean(ratio), status, spent)
+        after = Population(
+            look, kept + top, state.evals + spent, state.status | status, memory, ancestors, alive(untilted)
+        )
+        return after, Info(_weighted_mean(weights, seen.value), ess(weights), jnp.mean(ratio), status, spent)
 
-    def _select(self, key: Key, weights: Array, tree: tuple[Any, Memory], step: Step) -> tuple[Any, Array, Array]:
+    def _select(self, key: Key, weights: Array, tree: Any, step: Step) -> tuple[Any, Array, Array]:
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
         if self.resample is None:
             return tree, weights, own
