@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_called, require_count
 from ntrk_jax.core import Step
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import is_concrete
@@ -38,6 +39,7 @@ def grid(schedule: Schedule, times: Array) -> Step:
         >>> nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(4)).t.tolist()
         [1.0, 0.75, 0.5, 0.25]
     """
+    require_called("schedule", schedule, "nk.schedules.VPCosine()")
     times = jnp.asarray(times)
     if not jnp.issubdtype(times.dtype, jnp.floating):
         times = times.astype(jnp.result_type(float))
@@ -56,8 +58,7 @@ def grid(schedule: Schedule, times: Array) -> Step:
 
 
 def _count(num_steps: int) -> int:
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    require_count(num_steps=num_steps)
     return num_steps
 
 

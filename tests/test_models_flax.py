@@ -62,6 +62,18 @@ def test_linen_network_with_a_batch_axis():
     assert float(jnp.max(jnp.abs(other - batch[0]))) > 1e-4, "a condition at the call must win"
     with pytest.raises(ValueError, match="batched=True"):
         FlaxDenoiser(lambda w, x, t: x[None], "x0", {}, FLOW)(x[0], 0.4)
+    with pytest.raises(IndexError) as caught:
+        FlaxDenoiser(net.apply, "x0", variables, FLOW, cond)(x[0], 0.4)
+    assert "needs batched=True" in caught.value.__notes__[-1]
+
+
+def test_what_is_no_network_is_refused():
+    with pytest.raises(TypeError, match="pass module.apply"):
+        FlaxDenoiser(Linen(), "x0", {}, FLOW)
+    with pytest.raises(TypeError, match="got the class MLP"):
+        NnxDenoiser(MLP, "x0", FLOW)
+    with pytest.raises(TypeError, match="schedule must be one such as"):
+        FlaxDenoiser(Linen().apply, "x0", {}, "flow")
 
 
 def filled(seed=0):

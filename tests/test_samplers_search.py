@@ -229,7 +229,7 @@ def test_rewards_that_live_on_the_host_are_enough():
         (lambda: SVDD(look(), KERNEL, temperature=0.0), "must be positive, got 0.0"),
         (lambda: SVDD(look(), KERNEL, num_particles=0), "at least 1"),
         (lambda: Beam(single(), Blocks(), 4, 3), "chunk must divide num_particles=4"),
-        (lambda: Beam(single(), Blocks(), 0), "at least 1, got 0"),
+        (lambda: Beam(single(), Blocks(), 0), "num_particles must be at least 1 .*got 0"),
         (lambda: Blocks(0), "size must be at least 1"),
         (lambda: Widening(share=0.0), "share must lie in"),
         (lambda: Pruned((0.5, 0.2), (3,)), "one number of survivors for each time"),

@@ -76,6 +76,14 @@ def test_spectral_cosine_on_white_noise_is_the_published_one():
     assert float(cos.max()) < 0.992
 
 
+@pytest.mark.parametrize("shape", [(2,), (33,), (9, 11)])
+def test_spectral_leaves_no_mean_of_an_odd_or_small_array_untypical(shape):
+    z = jax.random.normal(jax.random.key(4), shape)
+    for w in (Spectral()(jnp.ones(shape)), Spectral().project(z + 3), Spectral().project(1e30 * z)):
+        assert abs(float(jnp.sum(w))) <= 4.5 * np.sqrt(w.size)
+        assert float(jnp.sum(w * w)) <= w.size + 18
+
+
 @pytest.mark.parametrize("W", [*RULES, TypicalSet((3,)), Certified((3,))], ids=lambda w: type(w).__name__)
 def test_whole_numbers_are_refused(W):
     for f in (W, W.project, getattr(W, "violation", W)):

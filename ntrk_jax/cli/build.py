@@ -144,7 +144,9 @@ def _extra(method: str, entry: Any, item: str) -> tuple[str, Any]:
     names, _ = _accepts(entry)
     names -= {"kernel", "value", "whiten", "guidance", "strength", "temperature", "num_particles"}
     if name not in names:
-        raise BadInput(f"{method} has no option {name!r}; --set knows {', '.join(sorted(names)) or 'none'} for it.")
+        raise BadInput(
+            f"{method} has no option {name!r}; its options for --set are: {', '.join(sorted(names)) or 'none'}."
+        )
     if isinstance(inspect.signature(entry.build).parameters[name].default, str):
         return name, text
     try:

@@ -31,6 +31,8 @@ def strength_at(strength: Any, step: Step) -> Any:
 
 def require(name: str, strength: Any, low: float, high: float, *, open_above: bool = False) -> None:
     """Raise ValueError if a concrete strength lies outside [low, high] (or [low, high))."""
+    if isinstance(strength, str):
+        raise TypeError(f"{name} must be a number or a function of the grid's row, got {strength!r}.")
     if callable(strength) or not is_concrete(strength):
         return
     values = np.asarray(strength)

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import refuse_class
 from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt, Whitening, root
 from ntrk_jax.guidance.base import Strength, require, strength_at
 from ntrk_jax.guidance.shift import ascend, unit
@@ -134,6 +135,7 @@ class NTRK:
 
     def __post_init__(self) -> None:
         """Refuse an unknown place and a rho outside [0, 1)."""
+        refuse_class("whiten", self.whiten)
         if self.where not in ("gradient", "mixed"):
             raise ValueError(f"where must be 'gradient' or 'mixed', got {self.where!r}.")
         if isinstance(self.strength, Calibrated) and not self.through:

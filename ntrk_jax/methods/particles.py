@@ -89,10 +89,10 @@ def tds(
     for the plug-in value and None, 1 throughout as published, for another; None gives the plug-in value heavy tails.
     """
     look = Look(model, reward, grad=True, value=value)
+    targets = Tempered(temperature, _trust(schedule, value))
     return SMC(
-        look, kernel or DDIM(eta=1.0), Limit(DPS(1.0 / temperature), limit),
-        Tempered(temperature, _trust(schedule, value)), resample or WhenESS(Systematic(), 0.5), None,
-        num_particles, chunk,
+        look, kernel or DDIM(eta=1.0), Limit(DPS(1.0 / temperature), limit), targets,
+        resample or WhenESS(Systematic(), 0.5), None, num_particles, chunk,
     )  # fmt: skip
 
 

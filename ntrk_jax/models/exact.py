@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ntrk_jax.arguments import require_called
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import pytree
 from ntrk_jax.typing import Sample, Scalar
@@ -34,6 +35,12 @@ class Exact:
     schedule: Schedule
 
     num_calls = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what is no target and no schedule."""
+        if not hasattr(self.target, "denoise"):
+            raise TypeError(f"Exact needs a target with denoise(x, alpha, sigma), got {type(self.target).__name__}.")
+        require_called("schedule", self.schedule, "nk.schedules.VPCosine()")
 
     def __call__(self, x: Sample, t: Scalar, cond: Any = None) -> Sample:
         """The Tweedie mean at (x, t); the condition is ignored."""

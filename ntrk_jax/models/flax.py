@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ntrk_jax import tweedie
+from ntrk_jax.arguments import refuse_class, require_called
 from ntrk_jax.core import algebra_dtype
 from ntrk_jax.schedules import Schedule, rates
 from ntrk_jax.tree import pytree, static
@@ -66,7 +67,10 @@ class FlaxDenoiser:
     num_calls = 1
 
     def __post_init__(self) -> None:
-        """Refuse an unknown parametrisation."""
+        """Refuse an unknown parametrisation, a module where its function is meant, and what is no schedule."""
+        if hasattr(getattr(self.apply, "fn", self.apply), "apply"):
+            raise TypeError("apply must be a function of (variables, x, t), got a module; pass module.apply.")
+        require_called("schedule", self.schedule, "nk.schedules.VPCosine()")
         if self.kind not in tweedie.KINDS:
             raise ValueError(f"kind must be one of {', '.join(tweedie.KINDS)}, got {self.kind!r}.")
 
@@ -89,9 +93,14 @@ class FlaxDenoiser:
         args: tuple = (x.astype(dtype), t.astype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32))
         if cond is not None:
             args = (*args, cond)
-        if not self.batched:
+        if self.batched:
+            return self.apply(self.variables, *jax.tree.map(lambda a: jnp.asarray(a)[None], args))[0]
+        try:
             return self.apply(self.variables, *args)
-        return self.apply(self.variables, *jax.tree.map(lambda a: jnp.asarray(a)[None], args))[0]
+        except (IndexError, TypeError, ValueError) as error:
+            shape = jnp.shape(x)
+            error.add_note(f"The network was given one sample, x {shape} and t (); one of batches needs batched=True.")
+            raise
 
 
 def _network_dtype(variables: PyTree, default: Any) -> Any:
@@ -145,6 +154,7 @@ def NnxDenoiser(
     """
     from flax import nnx
 
+    refuse_class("module", module)
     graphdef, state = module if isinstance(module, tuple) else nnx.split(module)
     if isinstance(state, nnx.State):
         state = nnx.to_pure_dict(state)

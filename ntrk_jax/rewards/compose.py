@@ -167,8 +167,11 @@ class External:
         def on_host(x: Any) -> np.ndarray:
             x = np.asarray(x)
             lead = x.shape[: x.ndim - len(shape)]
-            out = self.function(x.reshape(-1, *shape)) if self.batched else self.function(x)
-            return np.asarray(out, np.float32).reshape(lead)
+            out = np.asarray(self.function(x.reshape(-1, *shape)) if self.batched else self.function(x), np.float32)
+            if out.size != int(np.prod(lead)):
+                what = f"{int(np.prod(lead))} numbers for as many samples" if self.batched else "one number"
+                raise ValueError(f"the function of External must return {what} {shape}, got shape {out.shape}.")
+            return out.reshape(lead)
 
         result = jax.ShapeDtypeStruct((), jnp.float32)
         return jax.pure_callback(on_host, result, x0, vmap_method="expand_dims" if self.batched else "sequential")

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Evals, Info, Lookahead, Sampler, Step
 from ntrk_jax.samplers.population import any_bits, roll, start, streams, total
 from ntrk_jax.samplers.svdd import refuse_copies
@@ -84,8 +85,7 @@ class Beam:
     def __post_init__(self) -> None:
         """Refuse slots that do not fill chunks, and copies that could not differ."""
         num, chunk = self.num_particles, self.chunk
-        if num < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num}.")
+        require_count(num_particles=num)
         if chunk is not None and (chunk < 1 or num % chunk):
             raise ValueError(f"chunk must divide num_particles={num}, got {chunk}.")
         look, kernel = getattr(self.sampler, "look", None), getattr(self.sampler, "kernel", None)

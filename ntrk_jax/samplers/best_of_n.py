@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Info, Sampler, State, Step
 from ntrk_jax.samplers.population import advance, start
 from ntrk_jax.tree import pytree, static
@@ -39,8 +40,7 @@ class BestOfN:
 
     def __post_init__(self) -> None:
         """Refuse an empty population, and a look without a reward to choose by."""
-        if self.num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {self.num_particles}.")
+        require_count(num_particles=self.num_particles)
         look = getattr(self.sampler, "look", None)
         if look is not None and look.reward is None and look.value is None:
             raise ValueError("BestOfN chooses by reward; give the sampler's Look a reward.")

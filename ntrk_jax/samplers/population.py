@@ -133,6 +133,9 @@ def log_z(state: Any) -> Array:
         >>> abs(float(nk.samplers.log_z(state))) < 1e-6
         True
     """
+    if state.log_weights.ndim != 1:
+        shape = state.log_weights.shape
+        raise ValueError(f"log_z needs a population's log_weights [num_particles], got {shape}; vmap it over a batch.")
     return log_mean_exp(state.log_weights)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import refuse_class
 from ntrk_jax.core import Guidance, Info, Kernel, State, Step, Stream
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
-from ntrk_jax.tree import Function, pytree
+from ntrk_jax.tree import pytree
 from ntrk_jax.typing import Key, Sample
 
 __all__ = ["Single"]
@@ -68,7 +69,7 @@ def refuse_missing_grad(look: Any, guidance: Any) -> None:
     """Raise ValueError if a rule reads a gradient that its look does not take, TypeError if one is something else."""
     if not hasattr(look, "at"):
         raise TypeError(f"look must be nk.Look(model, reward, ...), got {type(look).__name__}; wrap the model in Look.")
-    _refuse_class("guidance", guidance)
+    refuse_class("guidance", guidance)
     if guidance is None:
         return
     if not callable(guidance) or not hasattr(guidance, "needs_grad"):
@@ -88,7 +89,7 @@ def refuse_missing_grad(look: Any, guidance: Any) -> None:
 
 def refuse_no_noise(kernel: Any, guidance: Any) -> None:
     """Raise ValueError if a rule acts through the kernel's noise and the kernel has none, TypeError for no kernel."""
-    _refuse_class("kernel", kernel)
+    refuse_class("kernel", kernel)
     if not callable(kernel):
         raise TypeError(f"kernel must be a reverse kernel such as nk.kernels.DDIM(), got {type(kernel).__name__}.")
     without = not getattr(kernel, "stochastic", True)
@@ -97,10 +98,3 @@ def refuse_no_noise(kernel: Any, guidance: Any) -> None:
             f"{type(guidance).__name__} acts through the noise of the kernel, and {type(kernel).__name__} has none: "
             "it would do nothing; use a stochastic kernel such as DDIM(eta=1.0) or FlowSDE()."
         )
-
-
-def _refuse_class(name: str, value: Any) -> None:
-    """Raise TypeError for a class where an object of it is meant."""
-    given = value.fn if isinstance(value, Function) else value
-    if isinstance(given, type):
-        raise TypeError(f"{name} must be an object, got the class {given.__name__}; write {given.__name__}(...).")

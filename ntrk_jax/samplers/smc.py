@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Guidance, Info, Kernel, Resampler, Step, Stream
 from ntrk_jax.look import Look
 from ntrk_jax.potentials import Potential, Tempered
@@ -81,8 +82,7 @@ class SMC:
         """Refuse what has no weights, and what the single sampler would refuse."""
         _ = self.single
         refuse_weightless(self.look, self.kernel, self.guidance)
-        if self.num_particles < 1 or (self.chunk is not None and self.chunk < 1):
-            raise ValueError(f"num_particles and chunk must be at least 1, got {self.num_particles} and {self.chunk}.")
+        require_count(num_particles=self.num_particles, chunk=1 if self.chunk is None else self.chunk)
 
     @property
     def single(self) -> Single:

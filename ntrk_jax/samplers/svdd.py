@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, State, Status, Step, Stream, algebra_dtype
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
@@ -76,8 +77,7 @@ class SVDD:
         refuse_copies(self.look, self.kernel)
         if self.choice not in CHOICES:
             raise ValueError(f"SVDD choice must be one of {', '.join(CHOICES)}, got {self.choice!r}.")
-        if self.num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {self.num_particles}.")
+        require_count(num_particles=self.num_particles)
         if is_concrete(self.temperature) and not np.all(np.asarray(self.temperature) > 0):
             raise ValueError(f"SVDD temperature must be positive, got {self.temperature}; 0 is choice='argmax'.")
 

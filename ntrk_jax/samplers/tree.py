@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, Status, Step, Stream, algebra_dtype
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
@@ -230,8 +231,7 @@ def _check_numbers(sampler: DTS) -> None:
         )
     if is_concrete(grid.sigma_s) and np.asarray(grid.sigma_s)[-1] != 0:
         raise ValueError("the grid must end at time 0, where the reward is asked; pass all its rows.")
-    if sampler.num_rollouts < 1:
-        raise ValueError(f"num_rollouts must be at least 1, got {sampler.num_rollouts}.")
+    require_count(num_rollouts=sampler.num_rollouts)
     positive = {
         "temperature": sampler.temperature,
         "widening": sampler.widening,

@@ -1,0 +1,32 @@
+"""What constructors refuse in the same words: a class where an object is meant, a count that is not one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ntrk_jax.tree import Function
+
+__all__ = ["refuse_class", "require_called", "require_count"]
+
+
+def refuse_class(name: str, value: Any) -> None:
+    """Raise TypeError for a class where an object of it is meant."""
+    given = value.fn if isinstance(value, Function) else value
+    if isinstance(given, type):
+        raise TypeError(f"{name} must be an object, got the class {given.__name__}; write {given.__name__}(...).")
+
+
+def require_called(name: str, value: Any, example: str) -> None:
+    """Raise TypeError unless `value` can be called and is no class; `example` says what is."""
+    refuse_class(name, value)
+    if not callable(value):
+        raise TypeError(f"{name} must be one such as {example}, got {value!r}.")
+
+
+def require_count(**counts: Any) -> None:
+    """Raise ValueError unless each is a whole number of at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be at least 1 and a whole number, got {value!r}.")
