@@ -110,6 +110,7 @@ class Status:
     DEAD_WEIGHTS = 8
     TREE_FULL = 16
     CALLBACK_FAILED = 32
+    WRONG_GRID = 64
 
 
 class State(NamedTuple):

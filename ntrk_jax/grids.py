@@ -109,20 +109,24 @@ def trailing(num_steps: int, num_train_steps: int = 1000) -> Array:
     return jnp.asarray(np.append(steps / num_train_steps, 0.0), jnp.result_type(float))
 
 
-def check_schedule(part: Any, steps: Step, tolerance: float = 1e-3) -> None:
+def check_schedule(part: Any, steps: Step, tolerance: float = 1e-3) -> Array:
     """Refuse a grid whose (alpha, sigma) are not those that a model, a value or a whole sampler was made for.
 
     Every part that carries a schedule is asked for the coefficients of the grid's first, middle and last row; a
-    `models.Reschedule` answers for the model inside it. `run` calls this wherever the values can be read, that is,
-    outside `jax.jit`.
+    `models.Reschedule` answers for the model inside it, and a sampler that holds a grid of its own is compared with
+    that one.
 
     Args:
         part: a sampler, or any part of one.
         steps: the rows of a grid.
         tolerance: of alpha and sigma, relative to sqrt(alpha^2 + sigma^2).
 
+    Returns:
+        Whether a schedule disagrees whose values cannot be read yet, under `jax.jit`, []; `run` sets
+        `Status.WRONG_GRID` there.
+
     Raises:
-        ValueError: if a schedule disagrees with the grid.
+        ValueError: if a schedule whose values can be read disagrees with the grid.
 
     Example:
         >>> import ntrk_jax as nk
@@ -132,23 +136,28 @@ def check_schedule(part: Any, steps: Step, tolerance: float = 1e-3) -> None:
             ...
         ValueError: FlaxDenoiser was made for schedules.VPCosine(), but at t = 0.5 the grid has alpha = 0.28118, ...
     """
-    rows = sorted({0, steps.num_steps // 2, steps.num_steps - 1})
-    if not all(is_concrete(a) for a in steps):
-        return
-    t, alpha, sigma = (np.asarray(a)[rows] for a in (steps.t, steps.alpha_t, steps.sigma_t))
+    steps = part.grid if isinstance(getattr(part, "grid", None), Step) else steps
+    rows = np.array(sorted({0, steps.num_steps // 2, steps.num_steps - 1}))
+    t, alpha, sigma = (
+        np.asarray(a)[rows] if is_concrete(a) else a[rows] for a in (steps.t, steps.alpha_t, steps.sigma_t)
+    )
+    wrong = jnp.zeros((), bool)
     for name, schedule in _schedules(part):
         own = schedule(jnp.asarray(t))
-        if not all(is_concrete(a) for a in own):
-            continue
-        own_alpha, own_sigma = (np.broadcast_to(np.asarray(a), t.shape) for a in own)
-        off = np.hypot(own_alpha - alpha, own_sigma - sigma) / np.hypot(alpha, sigma)
-        worst = int(np.argmax(off))
-        if off[worst] > tolerance:
+        readable = all(is_concrete(a) for a in (*own, alpha, sigma))
+        xp = np if readable else jnp
+        own_alpha, own_sigma = (xp.broadcast_to(xp.asarray(a), t.shape) for a in own)
+        off = xp.hypot(own_alpha - alpha, own_sigma - sigma) / xp.hypot(alpha, sigma)
+        if not readable:
+            wrong = wrong | ~(jnp.max(off) <= tolerance)
+        elif off.max() > tolerance:
+            worst = int(off.argmax())
             raise ValueError(
                 f"{name} was made for {schedule!r}, but at t = {t[worst]:g} the grid has alpha = {alpha[worst]:.5g}, "
                 f"sigma = {sigma[worst]:.5g} and not {own_alpha[worst]:.5g}, {own_sigma[worst]:.5g}; make the grid "
                 "from the same schedule, or wrap the model in nk.models.Reschedule(model, trained_on, sampled_on)."
             )
+    return wrong
 
 
 def _schedules(part: Any) -> Iterator[tuple[str, Any]]:

@@ -51,8 +51,9 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
 
     Shapes: batches by `jax.vmap(run, in_axes=(None, 0, 0, None))`: a sample depends on its own key alone.
     Cost: one look before the loop and one a row, of which the last is free of model calls: num_steps NFE.
-    Errors: TypeError or ValueError at trace time for a raw key, a wrong grid or a wrong shape; ValueError outside
-        `jax.jit` for a grid of another schedule than the model's. Values never raise inside the loop: see `check`.
+    Errors: TypeError or ValueError at trace time for a raw key, a wrong grid or a wrong shape; ValueError for a grid of
+        another schedule than the model's, and under `jax.jit`, where that cannot be read, the flag WRONG_GRID. Values
+        never raise inside the loop: see `check`.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntrk_jax as nk
@@ -63,9 +64,10 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
         (10, (3,))
     """
     _check_inputs(key, x, steps)
-    check_schedule(sampler, steps)
+    wrong = check_schedule(sampler, steps)
     first = jax.tree.map(lambda a: a[0], steps)
     state = sampler.init(jax.random.fold_in(key, Stream.INIT), x, first)
+    state = state._replace(status=state.status | jnp.where(wrong, jnp.int32(Status.WRONG_GRID), jnp.int32(0)))
     return resume(sampler, key, state, steps, record)
 
 
@@ -102,7 +104,12 @@ def check(state: State) -> None:
     found = {name: int(np.sum((status & bit) > 0)) for name, bit in names.items()}
     if any(found.values()):
         flags = ", ".join(f"{name} in {n} of {status.size}" for name, n in found.items() if n)
-        raise FloatingPointError(f"the run set status flags: {flags}; lower the strength or look at the reward.")
+        hint = (
+            "make the grid from the model's own schedule"
+            if "WRONG_GRID" in flags
+            else "lower the strength or look at the reward"
+        )
+        raise FloatingPointError(f"the run set status flags: {flags}; {hint}.")
 
 
 def _check_key(key: Any) -> None:

@@ -179,3 +179,25 @@ def test_a_grid_of_another_schedule_is_refused():
         nk.grids.check_schedule(nk.Look(other, nk.rewards.Linear(jnp.ones(2)), value=value), steps)
     nk.grids.check_schedule(nk.Look(other), steps)
     nk.grids.check_schedule(sampler, nk.grid(cosine, nk.grids.uniform(4)))
+
+
+def test_a_grid_of_another_schedule_is_flagged_where_it_cannot_be_read():
+    law = nk.targets.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.eye(2)[None])
+    sampler = nk.Single(nk.Look(nk.models.Exact(law, nk.schedules.VPCosine())), nk.kernels.DDIM())
+    run = jax.jit(jax.vmap(nk.run, (None, 0, None, None)))
+    keys = jax.random.split(jax.random.key(0), 3)
+    for schedule, wrong in ((nk.schedules.VPCosine(), False), (nk.schedules.RectifiedFlow(), True)):
+        state, _ = run(sampler, keys, jnp.ones(2), nk.grid(schedule, nk.grids.uniform(4)))
+        assert state.status.tolist() == [wrong * nk.Status.WRONG_GRID] * 3
+    with pytest.raises(FloatingPointError, match="WRONG_GRID in 3 of 3; make the grid from the model's own schedule"):
+        nk.check(state)
+
+
+def test_a_tree_is_compared_with_the_grid_that_it_holds():
+    law, reward = nk.targets.skewed(2)
+    model = nk.models.Exact(law, nk.schedules.VPCosine())
+    flow = nk.grid(nk.schedules.RectifiedFlow(), nk.grids.uniform(4))
+    right = nk.methods.dts(model, reward, (2,), grid=nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(4)))
+    nk.grids.check_schedule(right, nk.samplers.rollouts(4))
+    with pytest.raises(ValueError, match="Exact was made for schedules.VPCosine"):
+        nk.grids.check_schedule(nk.replace(right, grid=flow), nk.samplers.rollouts(4))

@@ -68,7 +68,8 @@ class FlaxDenoiser:
 
     def __post_init__(self) -> None:
         """Refuse an unknown parametrisation, a module where its function is meant, and what is no schedule."""
-        if hasattr(getattr(self.apply, "fn", self.apply), "apply"):
+        given = type(getattr(self.apply, "fn", self.apply))
+        if any(cls.__module__.startswith("flax.linen") for cls in given.__mro__):
             raise TypeError("apply must be a function of (variables, x, t), got a module; pass module.apply.")
         require_called("schedule", self.schedule, "nk.schedules.VPCosine()")
         if self.kind not in tweedie.KINDS:
