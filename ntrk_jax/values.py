@@ -125,7 +125,7 @@ class Exact:
         mixture: a `targets.GaussianMixture` or `targets.PowerLawField`.
         schedule: t -> (alpha, sigma), the one the sampler uses.
         reward: `rewards.Linear`, `rewards.Quadratic` or another with a closed form.
-        temperature: beta, [], positive.
+        temperature: beta, [], positive; that of the method too, which does not check it.
 
     Shapes: x [*shape] -> [].
     Cost: no model and no reward call; O(K d^2) for a mixture, two Fourier transforms for a field. The tilted law of a

@@ -3,6 +3,17 @@
     sampler = ntrk(model, reward, shape, strength=0.05)
     state, trace = nk.run(sampler, key, noise, steps)
 
+Every constructor takes (model, reward, shape) first (samplers of the model alone need no more than it): a `Denoiser`, a
+reward of one clean sample, and the shape of one sample without particles, of which whitenings are made. The options
+that many share, by keyword:
+
+- strength: the scale of the guidance; temperature: beta, in the reward's units. `CATALOGUE[name].strength` says which
+  of the two a method has, `low` and `high` its range, and `off` where it is the unguided sampler bit for bit.
+- kernel: the base reverse kernel, `kernels.DDIM(eta=1.0)` unless given.
+- value: one of `values`, the plug-in r(x0) unless given; its temperature, where it has one, must be the method's.
+- num_particles: K of a population; the run starts from noises [K, *shape]. chunk: how many are computed at a time.
+- resample, when, schedule: as in `SMC` and `potentials`. grid: of a tree, which is run over `samplers.rollouts(num)`.
+
 `CATALOGUE` lists what ships: for each method what it needs, what it costs and what is exact about it.
 """
 

@@ -145,7 +145,10 @@ def ess_of(state: Any) -> Array:
 
 
 def weights_report(ess_trace: Any, num_particles: int) -> str:
-    """One line, on the host, on whether a run's importance weights can be trusted.
+    """One line, on the host, on how evenly a run's importance weights are spread.
+
+    A high effective sample size is needed and not enough: of a part of the law that no particle reached, such as what
+    lies behind a cliff in the reward, the weights say nothing.
 
     Args:
         ess_trace: [..., num_steps] of `Info.ess`, before resampling. num_particles: K.
