@@ -127,7 +127,7 @@ class NTRK:
     """
 
     whiten: Whitening
-    strength: Strength | Calibrated | Steady = 0.1
+    strength: Strength | Calibrated | Steady = 0.05
     where: str = static(default="gradient")
     through: bool = static(default=True)
 
