@@ -166,14 +166,21 @@ def pytree(cls: type[T]) -> type[T]:
 
 
 def _wrap_functions_first(cls: type) -> None:
-    """Before `__post_init__`: a plain function given where a leaf is expected becomes a `Function`."""
+    """Before `__post_init__`: a plain function given where a leaf is expected becomes a `Function`.
+
+    And a whole or a NumPy number where the default is a float becomes one, since another type is another program.
+    """
     checks = cls.__dict__.get("__post_init__")
 
     def post_init(self: Any) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name, None)
-            if value is not None and not field.metadata.get("static") and _is_plain_function(value):
+            if value is None or field.metadata.get("static"):
+                continue
+            if _is_plain_function(value):
                 object.__setattr__(self, field.name, Function(value))
+            elif isinstance(field.default, float) and _is_plain_number(value):
+                object.__setattr__(self, field.name, float(value))
         if checks is not None:
             checks(self)
 
@@ -182,6 +189,10 @@ def _wrap_functions_first(cls: type) -> None:
 
 def _is_plain_function(value: Any) -> bool:
     return callable(value) and not isinstance(value, Function) and jax.tree_util.all_leaves([value])
+
+
+def _is_plain_number(value: Any) -> bool:
+    return isinstance(value, int | np.integer | np.floating) and not isinstance(value, bool)
 
 
 class Function:

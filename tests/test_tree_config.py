@@ -205,3 +205,18 @@ def test_reads_back_keys_and_containers():
 def test_reads_nothing_else(text, message):
     with pytest.raises(ValueError, match=message):
         nk.config.loads(text)
+
+
+def test_strengths_of_any_plain_type_are_one_program():
+    traced = []
+
+    @jax.jit
+    def run(rule):
+        traced.append(rule)
+        return jnp.asarray(rule.strength) + 0.0
+
+    for strength in (0, 0.0, 1, 0.25, np.float32(0.5), np.float64(0.5), np.int32(1)):
+        rule = nk.guidance.DPS(strength)
+        assert isinstance(rule.strength, float)
+        assert float(run(rule)) == strength
+    assert len(traced) == 1
