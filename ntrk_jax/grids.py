@@ -149,7 +149,7 @@ def check_schedule(part: Any, steps: Step, tolerance: float = 1e-3) -> Array:
         own_alpha, own_sigma = (xp.broadcast_to(xp.asarray(a), t.shape) for a in own)
         off = xp.hypot(own_alpha - alpha, own_sigma - sigma) / xp.hypot(alpha, sigma)
         if not readable:
-            wrong = wrong | ~(jnp.max(off) <= tolerance)
+            wrong = wrong | (jnp.max(off) > tolerance)
         elif off.max() > tolerance:
             worst = int(off.argmax())
             raise ValueError(
