@@ -1,4 +1,4 @@
-"""What constructors refuse in the same words: a class where an object is meant, a count that is not one."""
+"""What constructors refuse in the same words: classes for objects, broken counts, rewards without gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from ntrk_jax.tree import Function
 
-__all__ = ["refuse_class", "require_called", "require_count"]
+__all__ = ["refuse_class", "require_called", "require_count", "valueless"]
 
 
 def refuse_class(name: str, value: Any) -> None:
@@ -30,3 +30,11 @@ def require_count(**counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be at least 1 and a whole number, got {value!r}.")
+
+
+def valueless(reward: Any) -> str:
+    """The name of the reward, or of the member of a composed one, that gives values and no gradient."""
+    for member in getattr(reward, "rewards", ()):
+        if not getattr(member, "differentiable", True):
+            return valueless(member)
+    return type(getattr(reward, "fn", reward)).__name__

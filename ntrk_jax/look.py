@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import valueless
 from ntrk_jax.core import Denoiser, Evals, Lookahead, Reward, Status, Value, algebra_dtype
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
@@ -65,7 +66,7 @@ class Look:
         uses_reward = self.value is None or self.value.num_rewards > 0
         if self.grad and uses_reward and not getattr(self.reward, "differentiable", True):
             raise ValueError(
-                f"Look(grad=True) needs a differentiable reward, but {_valueless(self.reward)} gives values only; "
+                f"Look(grad=True) needs a differentiable reward, but {valueless(self.reward)} gives values only; "
                 "use a method that needs no gradient, such as best_of_n."
             )
 
@@ -141,14 +142,6 @@ class Look:
             return _scalar(self.reward(x0), x0.dtype)
         assert self.value is not None
         return _scalar(self.value.reward(x0), x0.dtype)  # type: ignore[attr-defined]
-
-
-def _valueless(reward: Any) -> str:
-    """The name of the reward, or of the member of a composed one, that has no gradient."""
-    for member in getattr(reward, "rewards", ()):
-        if not getattr(member, "differentiable", True):
-            return _valueless(member)
-    return type(reward).__name__
 
 
 def _scalar(value: Any, dtype: Any) -> Array:

@@ -207,6 +207,18 @@ def test_a_dead_particle_has_no_children_and_no_effect_on_the_others():
     assert drawn.memory.log_psi.shape == (64,)
 
 
+def test_a_particle_dead_at_the_start_stays_dead():
+    steps, model = nk.grid(SCHEDULE, nk.grids.uniform(2, start=0.9)), Shrink(0.9)
+    first = jax.vmap(model, (0, None))(jax.random.normal(jax.random.key(11), (64, 3)), 0.9)[:, 0]
+    middle = jnp.median(first)
+    look = nk.Look(model, lambda x0: jnp.where(x0[0] > middle, jnp.nan, -jnp.sum(x0**2)))
+    state, _ = go(smc(NEVER, look=look, guidance=None, num_particles=64), 11, num=64, steps=steps)
+    dead = np.asarray(first > middle)
+    assert dead.sum() == 32
+    assert np.isfinite(np.asarray(state.look.value)[dead]).any(), "some of them have a reward again at the end"
+    assert np.all(np.asarray(state.log_weights)[dead] == -np.inf)
+
+
 def test_a_population_without_a_living_particle_says_so():
     state, _ = go(smc(ALWAYS, look=nk.Look(Shrink(), lambda x0: jnp.nan * x0[0]), guidance=None), 12)
     with pytest.raises(FloatingPointError, match="DEAD_WEIGHTS in 1 of 1"):

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import valueless
 from ntrk_jax.core import Evals, Gaussian, Lookahead, Status, Step, Tilt, root
 from ntrk_jax.typing import Array, Key, Sample
 
@@ -98,8 +99,7 @@ def _value_at(probe: Any) -> tuple[Callable[..., Array], int]:
     """The value as a function (key, x, t, x0) -> [] of x0, and how many rewards it calls."""
     reward, value = getattr(probe, "reward", None), getattr(probe, "value", None)
     if reward is None or not getattr(reward, "differentiable", True):
-        name = type(getattr(reward, "fn", reward)).__name__
-        got = "no reward" if reward is None else f"{name}, which gives values only"
+        got = "no reward" if reward is None else f"{valueless(reward)}, which gives values only"
         raise ValueError(f"a rule that climbs the reward needs Look(model, reward) with a gradient, got {got}.")
     if value is not None and value.needs_x0 and not hasattr(value, "through"):
         return lambda key, x, t, x0: jnp.asarray(value(key, x, t, x0, reward)), value.num_rewards

@@ -113,15 +113,16 @@ def sanitise(log_weights: Array) -> tuple[Array, Array]:
     return alive(log_weights), dead
 
 
-def tilted(untilted: Array, log_psi: Array) -> tuple[Array, Array, Array]:
-    """Log-weights [num_particles] = untilted + log_psi less the largest potential; that potential []; a flag [].
+def tilted(untilted: Array, log_psi: Array) -> tuple[Array, Array, Array, Array]:
+    """Log-weights [num_particles] = untilted + log_psi less the largest potential, whose size costs no digits.
 
-    So two particles whose potentials are large and alike are told apart by what else they weigh.
+    Returns:
+        The weights; that potential []; untilted, at -inf where a particle is dead and stays so; a flag [] if all are.
     """
     some = jnp.isfinite(log_psi)
     top = jnp.where(jnp.any(some), jnp.max(jnp.where(some, log_psi, -jnp.inf)), 0.0).astype(log_psi.dtype)
     weights, dead = sanitise(untilted + (log_psi - top))
-    return weights, top, dead
+    return weights, top, jnp.where(jnp.isfinite(weights), untilted, -jnp.inf), dead
 
 
 def log_z(state: Any) -> Array:

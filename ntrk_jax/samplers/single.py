@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.arguments import refuse_class
+from ntrk_jax.arguments import refuse_class, valueless
 from ntrk_jax.core import Guidance, Info, Kernel, State, Step, Stream
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
@@ -79,8 +79,7 @@ def refuse_missing_grad(look: Any, guidance: Any) -> None:
         raise ValueError(f"{name} reads the reward's gradient; use Look(model, reward, grad=True).")
     without = look.reward is None or not getattr(look.reward, "differentiable", True)
     if getattr(guidance, "needs_reward_grad", False) and without:
-        name = type(getattr(look.reward, "fn", look.reward)).__name__
-        got = "no reward" if look.reward is None else f"{name}, which gives values only"
+        got = "no reward" if look.reward is None else f"{valueless(look.reward)}, which gives values only"
         raise ValueError(
             f"{type(guidance).__name__} differentiates the reward at x0, and the look has {got}; "
             "give Look a differentiable reward, or use a method that needs no gradient, such as best_of_n."

@@ -21,7 +21,7 @@ from ntrk_jax.core import Guidance, Info, Kernel, Resampler, Step, Stream
 from ntrk_jax.look import Look
 from ntrk_jax.potentials import Potential, Tempered
 from ntrk_jax.resampling import Systematic, WhenESS, alive, ess
-from ntrk_jax.samplers.population import Population, advance, sanitise, start, tilted
+from ntrk_jax.samplers.population import Population, advance, start, tilted
 from ntrk_jax.samplers.single import Single
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key
@@ -93,10 +93,9 @@ class SMC:
         """Looks at the initial noises, weighed by the first potential."""
         state = start(self.single, key, x, first, self.num_particles)
         memory = self.potential.init(state.look.value, first)
-        untilted = jnp.zeros_like(memory.log_psi)
+        weights, top, untilted, dead = tilted(jnp.zeros_like(memory.log_psi), memory.log_psi)
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
-        weights, dead = sanitise(memory.log_psi)
-        return Population(state.look, weights, state.evals, state.status | dead, memory, own, untilted)
+        return Population(state.look, weights + top, state.evals, state.status | dead, memory, own, untilted)
 
     def step(self, key: Key, state: Population, step: Step) -> tuple[Population, Info]:
         """Move, look, weigh, resample."""
@@ -105,8 +104,7 @@ class SMC:
         seen, ratio, spent, status = advance(self.single, key, look, step, self.num_particles, self.chunk)
         untilted = state.untilted + ratio
         memory = self.potential(state.memory, seen.value, step, untilted)
-        weights, top, dead = tilted(untilted, memory.log_psi)
-        untilted = jnp.where(jnp.isfinite(weights), untilted, -jnp.inf)
+        weights, top, untilted, dead = tilted(untilted, memory.log_psi)
         (look, memory, untilted), kept, ancestors = self._select(key, weights, (seen, memory, untilted), step)
         untilted = jnp.where(kept == weights[ancestors], untilted, kept - (memory.log_psi - top))
         status = status | dead

@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.core import Evals, Info, Lookahead, Step
-from ntrk_jax.resampling import alive
-from ntrk_jax.samplers.population import Population, any_bits, require_particles, sanitise, total
+from ntrk_jax.samplers.population import Population, any_bits, require_particles, tilted, total
 from ntrk_jax.samplers.smc import SMC
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
@@ -157,9 +156,9 @@ class WarmStart:
     def _weigh(self, look: Lookahead, evals: Evals, status: Array, first: Step) -> Population:
         memory = self.sampler.potential.init(look.value, first)
         untilted = -look.value / jnp.asarray(self.chain.temperature, look.value.dtype)
-        weights, dead = sanitise(untilted + memory.log_psi)
+        weights, top, untilted, dead = tilted(untilted, memory.log_psi)
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
-        return Population(look, weights, evals, status | dead, memory, own, alive(untilted))
+        return Population(look, weights + top, evals, status | dead, memory, own, untilted)
 
     def step(self, key: Key, state: Population, step: Step) -> tuple[Population, Info]:
         """The population's own step."""
