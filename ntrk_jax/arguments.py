@@ -25,11 +25,11 @@ def require_called(name: str, value: Any, example: str) -> None:
         raise TypeError(f"{name} must be one such as {example}, got {value!r}.")
 
 
-def require_count(**counts: Any) -> None:
-    """Raise ValueError unless each is a whole number of at least 1."""
+def require_count(least: int = 1, /, **counts: Any) -> None:
+    """Raise ValueError unless each is a whole number of at least `least`."""
     for name, value in counts.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be at least 1 and a whole number, got {value!r}.")
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be at least {least} and a whole number, got {value!r}.")
 
 
 def valueless(reward: Any) -> str:

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
@@ -247,5 +248,4 @@ class Learned:
 def _check_draws(temperature: Scalar, num_samples: int) -> None:
     if is_concrete(temperature) and not np.all(np.asarray(temperature) > 0):
         raise ValueError(f"temperature must be positive, got {temperature}.")
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    require_count(num_samples=num_samples)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt
 from ntrk_jax.guidance.base import Strength, require, strength_at
 from ntrk_jax.guidance.shift import ascend, check_space, mean_shift
@@ -56,8 +57,7 @@ class MPGD:
         """Refuse an unknown space, a negative strength and no step at all."""
         check_space(self.space)
         require("MPGD strength", self.strength, 0.0, float("inf"))
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+        require_count(num_steps=self.num_steps)
 
     def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt:
         """The shift of the mean."""

@@ -25,6 +25,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt
 from ntrk_jax.guidance.base import Strength, require, strength_at
 from ntrk_jax.guidance.shift import ascend, check_space, gain, over_alpha, tweedie_gain
@@ -129,8 +130,7 @@ class TFG:
         check_space(self.space)
         require("TFG rho", self.rho, 0.0, float("inf"))
         require("TFG mu", self.mu, 0.0, float("inf"))
-        if self.num_inner < 0:
-            raise ValueError(f"num_inner must be at least 0, got {self.num_inner}.")
+        require_count(0, num_inner=self.num_inner)
 
     def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt:
         """The shift of the mean."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt
 from ntrk_jax.guidance.base import Strength, require, strength_at
 from ntrk_jax.guidance.shift import ascend, gain, tweedie_gain
@@ -66,8 +67,7 @@ class UGD:
         """Refuse negative strengths and a negative number of steps."""
         require("UGD strength", self.strength, 0.0, float("inf"))
         require("UGD backward", self.backward, 0.0, float("inf"))
-        if self.num_backward < 0:
-            raise ValueError(f"num_backward must be at least 0, got {self.num_backward}.")
+        require_count(0, num_backward=self.num_backward)
 
     def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt:
         """The shift of the mean."""

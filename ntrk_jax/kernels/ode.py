@@ -23,6 +23,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Denoiser, algebra_dtype
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import pytree, static
@@ -90,8 +91,7 @@ class ProbabilityFlow:
         Raises:
             ValueError: if num_probes is below 1.
         """
-        if num_probes < 1:
-            raise ValueError(f"num_probes must be at least 1, got {num_probes}.")
+        require_count(num_probes=num_probes)
         dtype = algebra_dtype(x0)
         low, high, size = self._range(dtype)
         if key is None:

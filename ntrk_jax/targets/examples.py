@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.rewards import Linear, Quadratic
 from ntrk_jax.targets.mixture import GaussianMixture
 
@@ -73,8 +74,7 @@ def skewed(dim: int, num_components: int = 3, seed: int = 0) -> Problem:
         >>> targets.skewed(16).mixture.means.shape
         (3, 16)
     """
-    if dim < 1 or num_components < 1:
-        raise ValueError(f"dim and num_components must be at least 1, got {dim} and {num_components}.")
+    require_count(dim=dim, num_components=num_components)
     rng = np.random.default_rng([seed, dim, num_components])
     weights = np.arange(1.0, num_components + 1) / (num_components * (num_components + 1) / 2)
     turns = np.linalg.qr(rng.standard_normal((num_components, dim, dim)))[0]

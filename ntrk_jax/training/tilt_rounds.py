@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.resampling import systematic
 from ntrk_jax.training.draws import draw
 from ntrk_jax.training.fit import FitState, recovered, restore, save, stepper
@@ -96,9 +97,8 @@ class TiltPlan:
             raise ValueError(f"ess must lie between 0 and 1, got {self.ess}.")
         if self.num_rounds is not None and not 1 <= self.num_rounds <= MAX_ROUNDS:
             raise ValueError(f"num_rounds must be in 1 ... {MAX_ROUNDS}, got {self.num_rounds}.")
-        for name in ("num_samples", "keep", "num_steps", "batch_size", "num_draw_steps", "draw_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        counts = ("num_samples", "keep", "num_steps", "batch_size", "num_draw_steps", "draw_batch")
+        require_count(**{name: getattr(self, name) for name in counts})
 
 
 class TiltState(NamedTuple):
