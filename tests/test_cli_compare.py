@@ -11,9 +11,9 @@ from test_cli_main import invoke, quick_compilation, refused
 import ntrk_jax as nk
 from ntrk_jax.cli import compare_study
 from ntrk_jax.cli.build import Choices
-from ntrk_jax.cli.compare_judges import DigitsJudge, ExactJudge
+from ntrk_jax.cli.compare_judges import DigitsJudge, ExactJudge, key_of
 from ntrk_jax.cli.compare_report import compare_table, markdown
-from ntrk_jax.cli.compare_runs import Budget, Draws, make, rows_for
+from ntrk_jax.cli.compare_runs import Budget, Draws, Program, make, rows_for
 from ntrk_jax.cli.compare_study import Plan
 from ntrk_jax.cli.console import BadInput
 from ntrk_jax.cli.problems import problem
@@ -183,6 +183,14 @@ def test_how_a_budget_is_spent(name, budget, steps, particles):
     entry = nk.methods.CATALOGUE[name]
     assert entry.nfe(made.num_steps, made.num_particles or 1) <= (budget.nfe or 10**9)
     assert made.lead == ((particles,) if entry.population else ())
+
+
+def test_a_tree_at_another_temperature_than_the_laws_gives_no_log_z():
+    task = problem("das9")
+    for name, known in (("dts", True), ("dts_star", False)):
+        made = make(name, task, None, Budget(steps=10, particles=2), Choices())
+        draws, _ = Program(made, task, 2)(made, key_of(0))
+        assert np.all(np.isfinite(draws.log_z) == known)
 
 
 def test_a_budget_that_pays_for_nothing():

@@ -23,7 +23,7 @@ import numpy as np
 
 import ntrk_jax as nk
 from ntrk_jax.cli.build import Choices
-from ntrk_jax.cli.compare_runs import Budget, Draws, Program, make
+from ntrk_jax.cli.compare_runs import TEMPERATURE, Budget, Draws, Program, make
 from ntrk_jax.cli.problems import Named
 
 __all__ = ["DigitsJudge", "ExactJudge", "key_of"]
@@ -56,7 +56,7 @@ class ExactJudge:
     def __init__(self, task: Named, num: int) -> None:
         """Tilt the law and measure the floor."""
         self.task, self.num = task, num
-        self.tilted, log_z = nk.targets.tilt(task.law, task.reward, 1.0)
+        self.tilted, log_z = nk.targets.tilt(task.law, task.reward, TEMPERATURE)
         self.exact = {"mean_reward": float(nk.targets.expected_reward(self.tilted, task.reward)), "log_z": float(log_z)}
         self.modal = np.size(getattr(self.tilted, "weights", 1.0)) > 1
         pairs = [self._measure(_sample(_key(i, _FLOOR), self.tilted, num), i, _FLOOR + 1) for i in range(_REPEATS)]

@@ -94,7 +94,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"- Budget: {report['rules']['budget']}",
         f"- Strengths: {report['rules']['tuning']}",
         "- One population, or one tree, is one draw. K: particles or rollouts. ESS: mean over rows, before resampling. "
-        "log Z: of all populations of a seed together.",
+        "log Z: of all populations (trees) of a seed together; none for a tree at another temperature than the law's.",
         "- seconds: wall time of one seed's draws, compilation apart.",
         f"- kernel: {settings['kernel'] or 'each method' + chr(39) + 's default'}; value: {settings['value']}; "
         f"schedule: `{settings['schedule']}`; reward: `{settings['reward']}`.", "",

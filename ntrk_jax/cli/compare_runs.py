@@ -28,10 +28,13 @@ from ntrk_jax.cli.build import Choices, build
 from ntrk_jax.cli.console import BadInput, user_input
 from ntrk_jax.cli.problems import Named, parse
 
-__all__ = ["EXACT", "Budget", "Draws", "Made", "Program", "make", "rows_for"]
+__all__ = ["EXACT", "TEMPERATURE", "Budget", "Draws", "Made", "Program", "make", "rows_for"]
 
 EXACT = "exact"
 """The pseudo-method whose model is that of the tilted law itself."""
+
+TEMPERATURE = 1.0
+"""Of the law that all methods are compared with."""
 
 _MEMORY = 2**24
 _MOST_DRAWS = 1024
@@ -242,7 +245,7 @@ def _draws(
         if isinstance(state, nk.samplers.Population):
             log_z, effective = nk.samplers.log_z(state), jnp.mean(ess)
         elif hasattr(state, "tree"):
-            log_z = state.log_weights
+            log_z = jnp.where(sampler.temperature == TEMPERATURE, state.log_weights, nothing)
         if state.log_weights.ndim:
             state = nk.draw(key_draw, nk.State(state.look, state.log_weights, state.evals, state.status))
         return Draws(state.look.x, state.evals, log_z, effective, state.status)
