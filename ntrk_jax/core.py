@@ -207,7 +207,10 @@ class Guidance(Protocol):
 
 @runtime_checkable
 class Resampler(Protocol):
-    """Weighted population -> population: (tree, log_weights, ancestors), every leaf re-indexed alike."""
+    """Weighted population -> population: (tree, log_weights, ancestors), every leaf re-indexed alike.
+
+    The samplers re-index by the ancestors themselves and hand over an empty tree.
+    """
 
     def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]: ...
 
@@ -239,6 +242,26 @@ def root(x: Array) -> Array:
     """The square root of x >= 0, with the derivative 0 instead of infinity at 0."""
     some = x > 0
     return jnp.where(some, jnp.sqrt(jnp.where(some, x, jnp.ones_like(x))), jnp.zeros_like(x))
+
+
+def soft_mean(values: Array, temperature: Scalar, log_weights: Array) -> Array:
+    """Temperature times log sum_i w_i exp(values_i / temperature), [num] -> [], for weights that sum to 1.
+
+    Where the values lie within half a temperature of each other by the mean of exp - 1, which keeps the digits that a
+    high temperature takes from the logarithm; at infinity it is the weighted mean.
+    """
+    beta, endless = jnp.asarray(temperature, values.dtype), jnp.isinf(temperature)
+    beta = jnp.where(endless, jnp.ones_like(beta), beta)
+    weights = jnp.exp(log_weights)
+    total = jnp.sum(weights)
+    centre = jax.lax.stop_gradient(jnp.sum(weights * values))
+    apart = (values - centre) / beta
+    near = jnp.all(jnp.abs(apart) < 0.5)
+    inside = jnp.where(near, apart, jnp.zeros_like(apart))
+    risen = jnp.sum(weights * jnp.expm1(inside)) + total - jax.lax.stop_gradient(total)
+    far = beta * jax.nn.logsumexp(log_weights + values / beta)
+    soft = jnp.where(near, centre + beta * jnp.log1p(risen), far)
+    return jnp.where(endless, centre + jnp.sum(weights * (values - centre)), soft)
 
 
 def algebra_dtype(x: Array) -> Any:

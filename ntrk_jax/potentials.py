@@ -170,7 +170,7 @@ class Adaptive:
     def __post_init__(self) -> None:
         """Refuse a temperature that is not positive and a share outside (0, 1)."""
         _require_temperature(self.temperature)
-        if is_concrete(self.target) and not 0 < float(self.target) < 1:
+        if is_concrete(self.target) and not np.all((np.asarray(self.target) > 0) & (np.asarray(self.target) < 1)):
             raise ValueError(f"target is a share of the population in (0, 1), got {self.target}.")
 
     def init(self, value: Array, first: Step) -> Memory:

@@ -93,8 +93,18 @@ def systematic(key: Key, log_weights: Array, num: int) -> Array:
     return _invert(_probabilities(log_weights), (jnp.arange(num, dtype=offset.dtype) + offset) / num)
 
 
-def _apply(scheme: Scheme, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
+_ROUNDING = 16
+
+
+def _parents(scheme: Scheme, key: Key, log_weights: Array) -> Array:
+    """The scheme's parents [K]; each particle its own where all are dead."""
     parents = scheme.ancestors(key, log_weights)
+    some = jnp.any(alive(log_weights) > -jnp.inf)
+    return jnp.where(some, parents, jnp.arange(parents.shape[0], dtype=parents.dtype))
+
+
+def _apply(scheme: Scheme, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
+    parents = _parents(scheme, key, log_weights)
     return *reindex(tree, log_weights, parents), parents
 
 
@@ -160,8 +170,8 @@ class Residual:
         """The parent of each new particle, [K]."""
         num = log_weights.shape[0]
         shares = _probabilities(log_weights) * num
-        whole = jnp.floor(shares)
-        rest = shares - whole
+        whole = jnp.floor(shares + _ROUNDING * jnp.finfo(shares.dtype).eps * jnp.maximum(shares, 1.0))
+        rest = jnp.maximum(shares - whole, 0.0)
         rest = jnp.where(jnp.sum(rest) > 0, rest, jnp.ones_like(rest))
         drawn = _invert(rest / jnp.sum(rest), jax.random.uniform(key, (num,), log_weights.dtype))
         counts = whole.astype(jnp.int32)
@@ -238,8 +248,9 @@ class WhenESS:
     def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
         """Resample or carry: the tree, the log-weights, the parents (each its own where carried)."""
         num = log_weights.shape[0]
-        wanted = ess(log_weights) < self.threshold * num
-        parents = self.scheme.ancestors(key, log_weights)
+        equal = _ROUNDING * jnp.finfo(log_weights.dtype).eps  # what rounding takes from the size of equal weights
+        wanted = ess(log_weights) < self.threshold * num * (1.0 - equal)
+        parents = _parents(self.scheme, key, log_weights)
         parents = jnp.where(wanted, parents, jnp.arange(num, dtype=parents.dtype))
         moved, level = reindex(tree, log_weights, parents)
         return moved, jnp.where(wanted, level, log_weights), parents

@@ -14,7 +14,7 @@ ratio sigma/alpha (`time_of`), which is what lets one model be sampled on the ti
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,15 @@ def _as_time(t: Scalar) -> Array:
     return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(jnp.result_type(float))
 
 
+_NEXT_TO_ZERO = 1e-5
+
+
+def _increasing(*values: Any) -> bool:
+    """Whether numbers, or arrays of them that are swept, rise strictly from 0."""
+    known = [np.asarray(value) for value in values]
+    return all(np.all(a < b) for a, b in zip([np.zeros(()), *known], known, strict=False))
+
+
 def _require(ok: bool, message: str) -> None:
     if not ok:
         raise ValueError(message)
@@ -73,14 +82,16 @@ class VPLinear:
     def __post_init__(self) -> None:
         """Refuse rates that are not increasing."""
         if is_concrete(self.beta_min) and is_concrete(self.beta_max):
-            ok = bool(0 < np.asarray(self.beta_min) < np.asarray(self.beta_max))
+            ok = _increasing(self.beta_min, self.beta_max)
             _require(ok, f"VPLinear needs 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}.")
 
     def __call__(self, t: Scalar) -> tuple[Array, Array]:
         """(alpha, sigma) at t, each of the shape of t."""
         t = _as_time(t)
         b = self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t
-        return jnp.exp(-0.5 * b), jnp.sqrt(-jnp.expm1(-b))
+        some = t > 0  # at 0 the slope in t is infinite, that in the rates 0
+        inside = jnp.sqrt(-jnp.expm1(-jnp.where(some, b, jnp.ones_like(b))))
+        return jnp.exp(-0.5 * b), jnp.where(some, inside, jnp.sqrt(jnp.where(some, jnp.ones_like(t), t)))
 
     def time_of(self, ratio: Scalar) -> Array:
         """The time at which sigma / alpha equals ratio; 1 for any ratio beyond that of t = 1."""
@@ -132,7 +143,7 @@ class VE:
     def __post_init__(self) -> None:
         """Refuse levels that are not increasing."""
         if is_concrete(self.sigma_min) and is_concrete(self.sigma_max):
-            ok = bool(0 < np.asarray(self.sigma_min) < np.asarray(self.sigma_max))
+            ok = _increasing(self.sigma_min, self.sigma_max)
             _require(ok, f"VE needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
 
     def __call__(self, t: Scalar) -> tuple[Array, Array]:
@@ -142,11 +153,11 @@ class VE:
         return jnp.ones_like(t), jnp.where(t > 0, level, jnp.zeros_like(level))
 
     def time_of(self, ratio: Scalar) -> Array:
-        """The time at which sigma equals ratio; 0 for ratio 0."""
+        """The time at which sigma equals ratio; 0 for ratio 0, and next to 0, at sigma_min, for what lies between."""
         ratio = _as_time(ratio)
         safe = jnp.maximum(ratio, self.sigma_min)
         t = jnp.log(safe / self.sigma_min) / jnp.log(jnp.asarray(self.sigma_max / self.sigma_min, ratio.dtype))
-        return jnp.where(ratio > 0, t, jnp.zeros_like(t))
+        return jnp.where(ratio > 0, jnp.maximum(t, _NEXT_TO_ZERO), jnp.zeros_like(t))
 
 
 @pytree
@@ -166,7 +177,7 @@ class EDM:
     def __post_init__(self) -> None:
         """Refuse a level that is not positive."""
         if is_concrete(self.sigma_max):
-            _require(bool(np.asarray(self.sigma_max) > 0), f"EDM needs sigma_max > 0, got {self.sigma_max}.")
+            _require(_increasing(self.sigma_max), f"EDM needs sigma_max > 0, got {self.sigma_max}.")
 
     def __call__(self, t: Scalar) -> tuple[Array, Array]:
         """(alpha, sigma) at t, each of the shape of t."""
@@ -196,7 +207,7 @@ class RectifiedFlow:
     def __post_init__(self) -> None:
         """Refuse a shift that is not positive."""
         if is_concrete(self.shift):
-            _require(bool(np.asarray(self.shift) > 0), f"RectifiedFlow needs shift > 0, got {self.shift}.")
+            _require(_increasing(self.shift), f"RectifiedFlow needs shift > 0, got {self.shift}.")
 
     def __call__(self, t: Scalar) -> tuple[Array, Array]:
         """(alpha, sigma) at t, each of the shape of t."""

@@ -166,7 +166,8 @@ def pytree(cls: type[T]) -> type[T]:
 
 
 def _wrap_functions_first(cls: type) -> None:
-    """Before `__post_init__`: a plain function given where a leaf is expected becomes a `Function`.
+    """Before `__post_init__`: a plain function given where a leaf is expected becomes a `Function`, in a tuple
+    or a list of members too.
 
     And a whole or a NumPy number where the default is a float becomes one, since another type is another program.
     """
@@ -177,7 +178,10 @@ def _wrap_functions_first(cls: type) -> None:
             value = getattr(self, field.name, None)
             if value is None or field.metadata.get("static"):
                 continue
-            if _is_plain_function(value):
+            if type(value) in (tuple, list) and any(map(_is_plain_function, value)):
+                wrapped = type(value)(Function(v) if _is_plain_function(v) else v for v in value)
+                object.__setattr__(self, field.name, wrapped)
+            elif _is_plain_function(value):
                 object.__setattr__(self, field.name, Function(value))
             elif isinstance(field.default, float) and _is_plain_number(value):
                 object.__setattr__(self, field.name, float(value))

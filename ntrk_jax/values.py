@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_count
+from ntrk_jax.core import soft_mean
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
@@ -114,8 +115,8 @@ class Smoothed:
         share = {"decrease": sigma, "increase": alpha, "constant": jnp.hypot(alpha, sigma)}[self.structure]
         width = jnp.asarray(self.gamma, x0.dtype) * share / jnp.hypot(alpha, sigma)
         draws = x0[None] + width * jax.random.normal(key, (self.num_samples, *x0.shape), x0.dtype)
-        rewards, beta = jax.vmap(reward)(draws).astype(x0.dtype), jnp.asarray(self.temperature, x0.dtype)
-        return beta * (jax.nn.logsumexp(rewards / beta) - float(np.log(self.num_samples)))
+        rewards = _rewards(reward, draws).astype(x0.dtype)
+        return soft_mean(rewards, self.temperature, jnp.full_like(rewards, -float(np.log(self.num_samples))))
 
 
 @pytree
@@ -212,9 +213,8 @@ class MonteCarlo:
         """The estimate of V_t(x), []; x0 is not used."""
         alpha, sigma = self.schedule(t)
         draws, log_weights = self.target.posterior_draws(key, x, alpha, sigma, self.num_samples)
-        rewards = jax.vmap(reward)(draws).astype(log_weights.dtype)
-        beta = jnp.asarray(self.temperature, log_weights.dtype)
-        return beta * (jax.nn.logsumexp(log_weights + rewards / beta) - float(np.log(self.num_samples)))
+        rewards = _rewards(reward, draws).astype(log_weights.dtype)
+        return soft_mean(rewards, self.temperature, log_weights - float(np.log(self.num_samples)))
 
 
 @pytree
@@ -243,6 +243,14 @@ class Learned:
     def __call__(self, key: Key, x: Sample, t: Scalar, x0: Any = None, reward: Any = None) -> Array:
         """v(x, t), []; the key, x0 and the reward are not used."""
         return self.apply(self.params, x, t)
+
+
+def _rewards(reward: Any, draws: Array) -> Array:
+    """The rewards [num] of draws [num, *shape]."""
+    rewards = jax.vmap(reward)(draws)
+    if rewards.ndim != 1:
+        raise ValueError(f"the reward must give a scalar [], got an array of shape {rewards.shape[1:]}.")
+    return rewards
 
 
 def _check_draws(temperature: Scalar, num_samples: int) -> None:

@@ -50,3 +50,26 @@ def test_a_wrapped_rule_is_refused_as_it_would_be_alone(wrap):
     look = nk.Look(lambda x, t: x, nk.rewards.External(np.sum))
     with pytest.raises(ValueError, match="differentiates the reward at x0"):
         nk.Single(look, nk.kernels.DDIM(), wrap(nk.guidance.MPGD(0.1)))
+
+
+def test_any_push_is_shortened_whatever_its_size():
+    for size in (1e-30, 1.0, 1e25):
+        look = LOOK._replace(grad=size * LOOK.grad)
+        base = nk.kernels.DDIM()(look, ROW)
+        tilt = nk.guidance.Limit(nk.guidance.DPS(1.0), 0.5)(look, base, ROW, key=jax.random.key(0), probe=None)
+        length = np.linalg.norm(np.asarray(tilt.mean / base.std, np.float64))
+        assert 0.0 < length <= 0.5 * (1 + 1e-5)
+        assert length == pytest.approx(0.5, rel=1e-5) or size < 1.0
+
+
+def test_a_run_through_the_bound_has_derivatives():
+    """The last row has no noise and so no push, where a norm has no slope."""
+
+    never = nk.resampling.WhenESS(nk.resampling.Systematic(), 0.0)
+
+    def mean(temperature):
+        sampler = nk.methods.tds(lambda x, t: 0.5 * x, jnp.sum, temperature=temperature, resample=never)
+        return jnp.sum(nk.run(sampler, jax.random.key(0), jnp.ones((4, 2)), STEPS)[0].look.x)
+
+    slope, width = float(jax.grad(mean)(2.0)), 1e-2
+    assert slope == pytest.approx(float(mean(2.0 + width) - mean(2.0 - width)) / (2 * width), rel=1e-2)

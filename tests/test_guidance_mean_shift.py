@@ -89,7 +89,10 @@ def test_freedom_moves_x0_by_a_share_of_its_noise():
     assert np.max(np.abs(base.mean + mean - unguided)) > 1e-3
 
 
-KERNELS = (nk.kernels.DDIM(), nk.kernels.DDIM(0.3), nk.kernels.FlowODE(), nk.kernels.FlowSDE(0.7))
+KERNELS = (
+    nk.kernels.DDIM(), nk.kernels.DDIM(0.3), nk.kernels.DDPM(), nk.kernels.FlowODE(), nk.kernels.FlowSDE(0.7),
+    nk.kernels.Correlated(0.6), nk.kernels.Correlated(-0.5), nk.kernels.EDM(0.4, noise=1.05),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
@@ -202,6 +205,11 @@ def test_smoothing_has_the_width_of_its_structure(structure, width):
     a = jnp.array([1.0, -2.0, 0.5])
     expected = float(a @ X) + 0.5 * (0.9 * width) ** 2 * float(a @ a) / 2.0
     assert abs(float(value(key(), X, 0.5, X, nk.rewards.Linear(a))) - expected) < 0.1 * width
+
+
+def test_a_structure_over_one_row_from_noise_is_flat_zero():
+    grid = nk.grid(CURVE, nk.grids.uniform(1))
+    np.testing.assert_array_equal(guidance.Structure.over(grid, 0.4)(grid), [0.0])
 
 
 @pytest.mark.parametrize("kind", ["increase", "decrease", "constant"])

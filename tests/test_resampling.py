@@ -75,6 +75,21 @@ def test_extremes(scheme):
     assert np.asarray(scheme.ancestors(jax.random.key(1), jnp.zeros(1))).tolist() == [0]
 
 
+@pytest.mark.parametrize("num", [41, 47, 64, 82])
+def test_equal_weights_leave_residual_nothing_to_draw(num):
+    """Rounding takes from some K that K times 1 / K is 1."""
+    parents = resampling.Residual().ancestors(jax.random.key(0), jnp.zeros(num))
+    np.testing.assert_array_equal(np.sort(parents), np.arange(num))
+    carried = resampling.WhenESS(resampling.Multinomial(), 1.0)(jax.random.key(0), jnp.zeros(num), ())[2]
+    np.testing.assert_array_equal(carried, np.arange(num))
+
+
+def test_where_all_are_dead_every_particle_is_its_own_child():
+    for scheme in (*SCHEMES, *(resampling.WhenESS(scheme, 1.0) for scheme in SCHEMES)):
+        parents = scheme(jax.random.key(0), jnp.full(6, -jnp.inf), ())[2]
+        np.testing.assert_array_equal(parents, np.arange(6))
+
+
 def test_whole_particles_move_and_the_evidence_stays():
     log_weights = jnp.log(jnp.array([0.1, 0.7, 0.15, 0.05])) + 3.0
     tree = {"x": jnp.arange(8.0).reshape(4, 2), "grad": jnp.arange(4), "memory": (jnp.arange(4.0) * 10,)}

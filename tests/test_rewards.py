@@ -56,6 +56,18 @@ def test_clipped_stops_value_and_gradient():
         rewards.Clipped(rewards.Linear(A), 1.0, 1.0)
 
 
+def test_clipped_counts_have_bounds_between_whole_numbers():
+    count = lambda x0: jnp.sum(x0 > 0)  # noqa: E731
+    got = [float(rewards.Clipped(count, 0.5, 1.5)(x)) for x in jnp.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0]])]
+    assert got == [0.5, 1.0, 1.5]
+    assert float(rewards.Clipped(count, 0.0)(jnp.ones(2))) == 2.0
+
+
+def test_functions_in_a_sum_are_part_of_the_program():
+    both = rewards.Weighted((lambda x0: x0.sum(), rewards.Linear(np.ones(2))), (1.0, 0.5))
+    assert float(jax.jit(lambda reward, x: reward(x))(both, jnp.ones(2))) == 3.0
+
+
 def test_external_calls_the_host_and_has_no_gradient():
     shapes = []
 
@@ -99,6 +111,10 @@ def test_neural_rewards_read_a_logit():
         rewards.Neural(apply, weights, 0, kind="softmax")
     with pytest.raises(ValueError, match="logits"):
         rewards.Neural(apply, weights)(X)
+    with pytest.raises(ValueError, match=r"label must lie in 0 \.\.\. 2, got 7"):
+        rewards.Neural(apply, weights, 7)(X)
+    with pytest.raises(ValueError, match="'log_prob' is that of a label"):
+        rewards.Neural(apply, weights, kind="log_prob")
 
 
 def test_the_tilt_by_a_likelihood_is_the_posterior():

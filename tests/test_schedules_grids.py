@@ -45,6 +45,34 @@ def test_flow_reaches_pure_noise_at_infinite_ratio():
     assert float(nk.schedules.RectifiedFlow(3.0).time_of(jnp.inf)) == 1.0
 
 
+def test_what_is_below_the_smallest_level_is_asked_at_that_level():
+    """A network trained down to sigma_min is never asked without noise, but for no noise at all."""
+    schedule = nk.schedules.VE(0.01, 50.0)
+    ratios = jnp.array([1e-6, 0.005, 0.01])
+    np.testing.assert_allclose(schedule(schedule.time_of(ratios))[1], 0.01, rtol=1e-3)
+
+
+def levels(schedule):
+    return nk.grid(schedule, nk.grids.uniform(4)).sigma_s
+
+
+def test_schedules_can_be_swept_and_differentiated():
+    for build in (
+        lambda b: nk.schedules.VPLinear(0.1, b), lambda b: nk.schedules.VE(0.01, b), nk.schedules.EDM,
+        nk.schedules.RectifiedFlow,
+    ):  # fmt: skip
+
+        def level(b, build=build):
+            return levels(build(b))
+
+        several = build(jnp.array([2.0, 3.0]))
+        axes = (jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, several),)
+        np.testing.assert_allclose(jax.vmap(levels, axes)(several)[1], level(3.0), rtol=1e-6)
+        slope = jax.jacrev(level)(2.0)
+        np.testing.assert_allclose(slope, (level(2.01) - level(1.99)) / 0.02, rtol=1e-2, atol=1e-4)
+        np.testing.assert_allclose(jax.jacfwd(level)(2.0), slope, rtol=1e-5)
+
+
 def test_rates_are_derivatives():
     with jax.enable_x64(True):
         for schedule in ALL:

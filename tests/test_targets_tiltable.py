@@ -139,6 +139,25 @@ def test_polynomials_keep_their_closed_form():
         np.testing.assert_allclose(by_grid.log_normalizer, targets.tilt(law, reward).log_normalizer, rtol=1e-6)
 
 
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_draws_beyond_a_cliff_far_out_are_those_of_the_tail(side):
+    """A normal law kept beyond 5 and beyond 12 standard deviations: mean phi / Phi, as many values as draws."""
+    normal = targets.Tiltable(targets.GaussianMixture(np.ones(1), np.zeros((1, 1)), np.ones((1, 1, 1))))
+    for edge in (5.0, 12.0):
+        law = targets.tilt(normal, rewards.HalfSpace(np.array([side]), edge, 300.0)).mixture
+        draws = side * np.asarray(law.sample(jax.random.key(0), 4000))[:, 0]
+        width = draws.std() / np.sqrt(4000)
+        assert draws.min() >= edge
+        assert len(np.unique(draws)) > 1000
+        assert abs(draws.mean() - abs(float(law.means[0, 0]))) < 4 * width
+
+
+def test_a_sum_of_other_rewards_is_one_of_them():
+    law, one = targets.Tiltable(targets.skewed(2).mixture), rewards.Ring(2.0, 0.3)
+    got, want = (targets.tilt(law, r).log_normalizer for r in (rewards.Weighted((one,), (1.0,)), one))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def test_what_cannot_be_tilted():
     deep = targets.Tiltable(targets.skewed(3).mixture)
     with pytest.raises(TypeError, match="in 3 dimensions .* got Ring"):

@@ -17,6 +17,10 @@ QUADRATIC = rewards.Quadratic(np.array([[1.0, 0.3], [0.3, -0.4]]), np.array([0.5
 X = jnp.array([0.4, -0.3])
 
 
+def key():
+    return jax.random.key(0)
+
+
 @pytest.mark.parametrize("reward", [LINEAR, QUADRATIC])
 def test_exact_is_the_reward_at_the_data_and_log_z_at_the_noise(reward):
     value = values.Exact(TARGET, SCHEDULE, reward, BETA)
@@ -24,6 +28,39 @@ def test_exact_is_the_reward_at_the_data_and_log_z_at_the_noise(reward):
     log_z = targets.tilt(TARGET, reward, BETA).log_normalizer
     np.testing.assert_allclose(value(KEY, X, 1.0), BETA * log_z, rtol=1e-5)
     np.testing.assert_allclose(value(KEY, X, 0.4), targets.value(TARGET, reward, BETA, X, *SCHEDULE(0.4)), rtol=1e-5)
+
+
+def test_a_high_temperature_takes_no_digits_and_gives_the_mean():
+    """V = E[r] + Var[r] / (2 beta) + ...: of the draws of an estimate, and of the law itself."""
+    for make in (
+        lambda beta: values.MonteCarlo(TARGET, SCHEDULE, beta, 64), lambda beta: values.Smoothed(SCHEDULE, beta),
+        lambda beta: values.Exact(TARGET, SCHEDULE, LINEAR, beta),
+    ):  # fmt: skip
+        low, high, higher = (float(make(b)(key(), X, 0.5, X, LINEAR)) for b in (1e2, 1e5, 1e8))
+        assert low - high == pytest.approx(0.0, abs=1e-2)
+        assert low > high
+        assert higher == pytest.approx(high, rel=1e-4)
+    for make in (values.MonteCarlo, lambda law, schedule, beta: values.Smoothed(schedule, beta)):
+        value = make(TARGET, SCHEDULE, jnp.inf)
+        assert float(value(key(), X, 0.5, X, LINEAR)) == pytest.approx(
+            float(make(TARGET, SCHEDULE, 1e8)(key(), X, 0.5, X, LINEAR)), rel=1e-5
+        )
+    for law in (TARGET, targets.PowerLawField((2, 1), 2.0)):
+        with pytest.raises(ValueError, match="temperature must be positive and finite"):
+            values.Exact(law, SCHEDULE, rewards.Linear(np.ones(2).reshape(2, *[1] * (law is not TARGET))), jnp.inf)
+
+
+def test_a_component_that_was_unlikely_may_carry_the_value():
+    """Weights of e^-100 beside rewards of 200: the sum is that of logarithms there."""
+    far = targets.GaussianMixture(np.array([1.0 - 1e-37, 1e-37]), np.array([[0.0], [50.0]]), np.ones((2, 1, 1)))
+    value = values.Exact(far, SCHEDULE, rewards.Linear(np.array([4.0])), 1.0)
+    assert float(value(KEY, jnp.zeros(1), 1.0)) == pytest.approx(200.0 + 8.0 + np.log(1e-37), rel=1e-4)
+
+
+def test_a_reward_of_more_than_one_number_is_refused():
+    for value in (values.MonteCarlo(TARGET, SCHEDULE), values.Smoothed(SCHEDULE)):
+        with pytest.raises(ValueError, match="the reward must give a scalar"):
+            value(key(), X, 0.5, X, lambda x0: x0)
 
 
 def test_exact_makes_a_martingale():

@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ntrk_jax import tweedie
-from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt
+from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt, root
 from ntrk_jax.guidance.base import Strength, require, strength_at
 from ntrk_jax.guidance.shift import check_space, mean_shift, over_alpha, unit
 from ntrk_jax.tree import pytree, static
@@ -68,10 +68,10 @@ class FreeDoM:
         """The shift of the mean."""
         strength = jnp.asarray(strength_at(self.strength, step), look.grad.dtype)
         delta = strength * self._scaled(look, step)
-        return Tilt(mean=mean_shift(delta, base, step, self.space, jnp.ones_like(strength)))
+        return Tilt(mean=mean_shift(delta, look, base, step, self.space, jnp.ones_like(strength)))
 
     def _scaled(self, look: Lookahead, step: Step) -> Array:
         if self.rate == "signal":
             return step.alpha_t * look.grad
-        rms = jnp.sqrt(jnp.mean(jnp.square(tweedie.eps(look, step))))
+        rms = root(jnp.mean(jnp.square(tweedie.eps(look, step))))
         return over_alpha(step.sigma_t * rms, step) * unit(look.grad)

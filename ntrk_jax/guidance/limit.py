@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import Gaussian, Guidance, Lookahead, Step, Tilt
+from ntrk_jax.core import Gaussian, Guidance, Lookahead, Step, Tilt, root
 from ntrk_jax.guidance.base import passed_on, require
 from ntrk_jax.tree import pytree
 from ntrk_jax.typing import Key, Scalar
@@ -62,7 +63,9 @@ class Limit:
         noisy = base.std > 0
         push = tilt.mean / jnp.where(noisy, base.std, jnp.ones_like(base.std)) + tilt.noise
         push = jnp.broadcast_to(push, base.mean.shape)
-        length = jnp.sqrt(jnp.sum(jnp.square(push)))
-        norm = jnp.asarray(self.norm, length.dtype)
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(push)))
+        largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+        norm = jnp.asarray(self.norm, push.dtype) / largest
+        length = root(jnp.sum(jnp.square(push / largest)))  # in units of the largest entry: no square overflows
         share = jnp.where(noisy & (length > norm), norm / jnp.maximum(length, norm), jnp.ones_like(length))
         return tilt._replace(mean=share * tilt.mean, noise=share * tilt.noise)

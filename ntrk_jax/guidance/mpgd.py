@@ -62,4 +62,4 @@ class MPGD:
     def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt:
         """The shift of the mean."""
         delta, tilt = ascend(look, step, probe, key, strength_at(self.strength, step), self.num_steps)
-        return tilt._replace(mean=mean_shift(delta, base, step, self.space, step.alpha_s))
+        return tilt._replace(mean=mean_shift(delta, look, base, step, self.space, step.alpha_s))

@@ -1,6 +1,7 @@
 r"""Two places where a shift of the mean can enter, and gradients at x0 itself; what the mean-shift rules share.
 
-Every base kernel here has mean = alpha_s x0 + k eps, k = sqrt(sigma_s^2 - std^2), eps = (x - alpha_t x0) / sigma_t.
+Every base kernel here has mean = alpha_s x0 + k eps, eps = (x - alpha_t x0) / sigma_t, and k = sqrt(sigma_s^2 - std^2)
+but for `Correlated` below 0 and `EDM` with a noise factor, whose k is read off the mean, as a user's kernel's is.
 
 - **x-space**: something is added to x_s. A shift of the same size at each row adds up over the rows, so a strength
   found at 25 steps is another one at 100.
@@ -25,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax import tweedie
 from ntrk_jax.arguments import valueless
 from ntrk_jax.core import Evals, Gaussian, Lookahead, Status, Step, Tilt, root
 from ntrk_jax.typing import Array, Key, Sample
@@ -41,9 +43,15 @@ def check_space(space: str) -> None:
         raise ValueError(f"space must be 'x' or 'velocity', got {space!r}.")
 
 
-def gain(base: Gaussian, step: Step) -> Array:
-    """How far the mean moves for a unit shift of x0, []."""
+def gain(look: Lookahead, base: Gaussian, step: Step) -> Array:
+    """How far the mean moves for a unit shift of x0, [], for any kernel with mean = alpha_s x0 + k eps, k []."""
     kept = root(jnp.maximum(jnp.square(step.sigma_s) - jnp.square(base.std), 0.0))
+    eps, signal = tweedie.eps(look, step), step.alpha_s * look.x0
+    square = jnp.sum(jnp.square(eps))
+    square = jnp.where(square > 0, square, jnp.ones_like(square))
+    missed = jnp.sum((base.mean - signal - kept * eps) * eps) / square
+    rounding = 8 * jnp.finfo(square.dtype).eps * root(jnp.sum(jnp.square(signal)) / square)
+    kept = kept + jnp.where(jnp.abs(missed) > 1e-3 * step.sigma_s + rounding, missed, jnp.zeros_like(missed))
     return step.alpha_s - kept * step.alpha_t / step.sigma_t
 
 
@@ -106,6 +114,6 @@ def _value_at(probe: Any) -> tuple[Callable[..., Array], int]:
     return lambda key, x, t, x0: jnp.asarray(reward(x0)), 1
 
 
-def mean_shift(delta: Sample, base: Gaussian, step: Step, space: str, in_x: Array) -> Sample:
+def mean_shift(delta: Sample, look: Lookahead, base: Gaussian, step: Step, space: str, in_x: Array) -> Sample:
     """The shift of the mean: `in_x` times delta in x-space, gain times delta in velocity-space."""
-    return (in_x if space == "x" else gain(base, step)) * delta
+    return (in_x if space == "x" else gain(look, base, step)) * delta

@@ -74,7 +74,8 @@ class Structure:
     @classmethod
     def over(cls, steps: Step, strength: Scalar = 1.0, kind: str = "increase") -> Structure:
         """The structure whose strengths average to `strength` over the rows of a grid."""
-        return cls(strength, kind, jnp.mean(cls(1.0, kind)(steps)))
+        mean = jnp.mean(cls(1.0, kind)(steps))
+        return cls(strength, kind, jnp.where(mean > 0, mean, jnp.ones_like(mean)))
 
     def __call__(self, step: Step) -> Array:
         """The strength on a row."""
@@ -135,7 +136,7 @@ class TFG:
     def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt:
         """The shift of the mean."""
         of_x0, tilt = ascend(look, step, probe, key, strength_at(self.mu, step), self.num_inner)
-        of_x = gain_x0 = gain(base, step)
+        of_x = gain_x0 = gain(look, base, step)
         if self.space == "x":
             of_x, gain_x0 = over_alpha(step.alpha_s, step), step.alpha_s
         else:

@@ -72,5 +72,5 @@ class Twisted:
         if self.clamp is not None:
             low, high = (jnp.asarray(end, look.x0.dtype) for end in self.clamp)
             delta = jnp.clip(look.x0 + delta, low, high) - look.x0
-        shift = gain(base, step) * delta
+        shift = gain(look, base, step) * delta
         return Tilt(mean=shift if self.noiseless else jnp.where(base.std > 0, shift, jnp.zeros_like(shift)))

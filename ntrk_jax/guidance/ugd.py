@@ -74,4 +74,4 @@ class UGD:
         strength = jnp.asarray(strength_at(self.strength, step), look.grad.dtype)
         size = strength * jnp.asarray(strength_at(self.backward, step), look.grad.dtype)
         backward, tilt = ascend(look, step, probe, key, size, self.num_backward)
-        return tilt._replace(mean=gain(base, step) * (strength * tweedie_gain(step) * look.grad + backward))
+        return tilt._replace(mean=gain(look, base, step) * (strength * tweedie_gain(step) * look.grad + backward))

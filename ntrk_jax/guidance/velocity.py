@@ -96,7 +96,7 @@ class FirstOrder:
             delta = strength * jnp.linalg.solve(system, jnp.matmul(c, g.reshape(-1), precision="highest"))
         else:
             delta = strength * c / (1.0 + damping * c) * (g.reshape(-1) if c.ndim else g)
-        return tilt._replace(mean=gain(base, step) * delta.reshape(g.shape))
+        return tilt._replace(mean=gain(look, base, step) * delta.reshape(g.shape))
 
     def _posterior(self, look: Lookahead, step: Step) -> Array:
         """Cov(x_0 | x_t), or what stands for it: [], [N] or [N, N]."""
@@ -167,4 +167,4 @@ class Reweighted:
         change = jax.nn.softmax(logs + strength * jnp.asarray(self.rewards, dtype)) - jax.nn.softmax(logs)
         change = jnp.where(strength > 0, change, jnp.zeros_like(change))
         delta = jnp.matmul(change, draws, precision="highest").reshape(look.x.shape)
-        return Tilt(mean=gain(base, step) * delta)
+        return Tilt(mean=gain(look, base, step) * delta)

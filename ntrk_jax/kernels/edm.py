@@ -47,8 +47,13 @@ class EDM:
         """Refuse negative factors."""
         for name in ("gamma", "noise"):
             value = getattr(self, name)
-            if is_concrete(value) and not bool(np.asarray(value) >= 0):
+            if is_concrete(value) and not np.all(np.asarray(value) >= 0):
                 raise ValueError(f"EDM {name} must be at least 0, got {value}.")
+
+    @property
+    def stochastic(self) -> bool:
+        """False where gamma or the factor on the noise is known to be 0."""
+        return not any(is_concrete(f) and bool(np.all(np.asarray(f) == 0)) for f in (self.gamma, self.noise))
 
     def __call__(self, look: Lookahead, step: Step) -> Gaussian:
         """N(mean, std^2 I) of x_s."""

@@ -116,6 +116,11 @@ class Correlated:
         """Refuse a correlation outside [-1, 1]."""
         _require_range("Correlated correlation", self.correlation, -1.0, 1.0)
 
+    @property
+    def stochastic(self) -> bool:
+        """False where the correlation is known to be 1 or -1."""
+        return not (is_concrete(self.correlation) and bool(np.all(np.abs(np.asarray(self.correlation)) == 1)))
+
     def __call__(self, look: Lookahead, step: Step) -> Gaussian:
         """N(mean, std^2 I) of x_s."""
         c: Any = self.correlation(step) if callable(self.correlation) else self.correlation

@@ -131,6 +131,7 @@ class Clipped:
     def __call__(self, x0: Sample, /) -> Array:
         """The reward of one sample."""
         value = jnp.asarray(self.reward(x0))
+        value = value.astype(common_dtype(value))  # a count has bounds that are no whole numbers
         return jnp.clip(value, jnp.asarray(self.low, value.dtype), jnp.asarray(self.high, value.dtype))
 
 

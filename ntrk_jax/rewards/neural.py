@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ntrk_jax.rewards.analytic import common_dtype
-from ntrk_jax.tree import pytree, static
+from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Sample
 
 __all__ = ["Neural"]
@@ -50,6 +50,8 @@ class Neural:
         """Refuse an unknown kind."""
         if self.kind not in _KINDS:
             raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {self.kind!r}.")
+        if self.label is None and self.kind == "log_prob":
+            raise ValueError("kind 'log_prob' is that of a label; give label=, or leave kind to score by the output.")
 
     def __call__(self, x0: Sample, /) -> Array:
         """The reward of one sample."""
@@ -62,4 +64,6 @@ class Neural:
             )
         if self.label is None:
             return out
+        if is_concrete(self.label) and not 0 <= int(self.label) < out.shape[0]:
+            raise ValueError(f"label must lie in 0 ... {out.shape[0] - 1}, got {self.label}.")
         return (out if self.kind == "logit" else jax.nn.log_softmax(out))[self.label]

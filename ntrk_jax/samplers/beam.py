@@ -202,7 +202,7 @@ class Widening:
         """Refuse shares outside (0, 1] and empty beams."""
         _at_least_one(children=self.children, keep=self.keep)
         for name, value, top in (("spacing", self.spacing, 0.999), ("share", self.share, 1.0)):
-            if is_concrete(value) and not 0 < float(value) <= top:
+            if is_concrete(value) and not np.all((np.asarray(value) > 0) & (np.asarray(value) <= top)):
                 raise ValueError(f"Widening {name} must lie in (0, {top}], got {value}.")
 
     def __call__(self, row: Array, step: Step, width: Array, num: int) -> tuple[Array, Array]:

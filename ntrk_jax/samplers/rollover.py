@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, Status, Step, Stream, algebra_dtype
 from ntrk_jax.look import Look
@@ -109,7 +110,7 @@ class RBF:
         refuse_copies(self.look, self.kernel)
         refuse_missing_grad(self.look, self.guidance)
         refuse_no_noise(self.kernel, self.guidance)
-        if is_concrete(self.initial) and not 0 <= float(self.initial) < 1:
+        if is_concrete(self.initial) and not np.all((np.asarray(self.initial) >= 0) & (np.asarray(self.initial) < 1)):
             raise ValueError(f"RBF initial must lie in [0, 1), got {self.initial}; it is a share of the budget.")
 
     @property

@@ -148,7 +148,7 @@ class PowerLawField:
 
     def value_function(self, reward: Any, temperature: Scalar = 1.0) -> FieldValue:
         """The function (x, alpha, sigma) -> [] that `targets.value` evaluates."""
-        tilted.check_temperature(temperature)
+        tilted.check_temperature(temperature, finite=True)
         p, b, c = tilted.quadratic_of(reward, self.dim, self.spectrum.dtype, jnp)
         if p is not None and p.ndim:
             raise ValueError(

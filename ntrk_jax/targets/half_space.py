@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtr, ndtri
 from jax.scipy.stats import norm
 
 from ntrk_jax.rewards import HalfSpace
@@ -24,6 +25,8 @@ from ntrk_jax.tree import derived, pytree
 from ntrk_jax.typing import Array, Key, Sample, Scalar
 
 __all__ = ["HalfSpaceTilt", "HalfSpaceValue"]
+
+_FAR = 10.0
 
 
 @pytree
@@ -95,9 +98,8 @@ class HalfSpaceTilt:
 
         def one(k: Array, side: Array, along: Key, rest: Key) -> Array:
             edge = (threshold - mean[k]) / jnp.sqrt(variance[k])
-            below = side < low[k]
-            ends = jnp.where(below, -jnp.inf, edge), jnp.where(below, edge, jnp.inf)
-            u = jnp.sqrt(variance[k]) * jax.random.truncated_normal(along, *ends, dtype=dtype)
+            sign = jnp.where(side < low[k], -1.0, 1.0).astype(dtype)
+            u = jnp.sqrt(variance[k]) * sign * _beyond(along, sign * edge)
             free = jnp.matmul(roots[k], jax.random.normal(rest, (m.dim,), dtype), precision="highest")
             free = free - slope[k] * jnp.matmul(a, free, precision="highest") / variance[k]
             return m.means[k] + slope[k] * u / variance[k] + free
@@ -131,6 +133,15 @@ class HalfSpaceTilt:
             raise TypeError(f"the law knows the mean of half-space rewards, got {type(reward).__name__}.")
         low = _tilted(self.mixture, self.reward, self.temperature)[2]
         return -jnp.asarray(reward.penalty, low.dtype) * contract("k,k->", self.weights, low)
+
+
+def _beyond(key: Key, edge: Array) -> Array:
+    """A standard normal number above an edge [], however far out: by its distribution, beyond 10 by its tail's."""
+    far = edge > _FAR
+    v = jax.random.uniform(key, (), edge.dtype, minval=jnp.finfo(edge.dtype).epsneg)
+    near = -ndtri(v * ndtr(-jnp.where(far, jnp.zeros_like(edge), edge)))
+    tail = jnp.sqrt(jnp.square(jnp.where(far, edge, jnp.full_like(edge, _FAR))) - 2.0 * jnp.log(v))
+    return jnp.maximum(jnp.where(far, tail, near), edge)
 
 
 @jax.jit

@@ -179,7 +179,7 @@ class LowRankMixture:
 
     def value_function(self, reward: Any, temperature: Scalar = 1.0) -> LowRankValue:
         """The function (x, alpha, sigma) -> [] that `targets.value` evaluates."""
-        tilted.check_temperature(temperature)
+        tilted.check_temperature(temperature, finite=True)
         return value_of(self, reward, temperature)
 
     def expected_reward(self, reward: Any) -> Array:

@@ -192,7 +192,7 @@ class GaussianMixture:
 
     def value_function(self, reward: Any, temperature: Scalar = 1.0) -> Any:
         """The function (x, alpha, sigma) -> [] that `targets.value` evaluates, with its tables computed once."""
-        tilted.check_temperature(temperature)
+        tilted.check_temperature(temperature, finite=True)
         dtype = self.means.dtype
         p, b, c = tilted.quadratic_of(reward, self.dim, dtype, jnp)
         if p is None:

@@ -18,13 +18,21 @@ from ntrk_jax.typing import Array, Scalar
 __all__ = ["Tiltable"]
 
 
+def _quadratic(reward: Any) -> bool:
+    """Whether a reward is linear or quadratic: it says so, and if it is a sum all of its members are."""
+    try:
+        return hasattr(reward, "quadratic") and bool(reward.quadratic())
+    except TypeError:
+        return False
+
+
 @pytree
 class Tiltable:
     """A Gaussian mixture whose tilts are known for more rewards than linear and quadratic ones.
 
     | reward | law | how |
     |---|---|---|
-    | answers `quadratic()` | any | the mixture's own closed form |
+    | linear or quadratic | any | the mixture's own closed form |
     | `rewards.HalfSpace` | any | closed form |
     | any other | in the plane | quadrature, exact to about single precision |
 
@@ -59,7 +67,7 @@ class Tiltable:
     def tilt(self, reward: Any, temperature: Scalar = 1.0) -> tilted.Tilted:
         """This law tilted by a reward; see `targets.tilt`."""
         tilted.check_temperature(temperature)
-        if hasattr(reward, "quadratic"):
+        if _quadratic(reward):
             return self.mixture.tilt(reward, temperature)
         made = PlanarTilt if self._planar(reward) else HalfSpaceTilt
         law = made(self.mixture, reward, temperature)
@@ -67,14 +75,14 @@ class Tiltable:
 
     def value_function(self, reward: Any, temperature: Scalar = 1.0) -> Any:
         """The function (x, alpha, sigma) -> [] that `targets.value` evaluates."""
-        tilted.check_temperature(temperature)
-        if hasattr(reward, "quadratic"):
+        tilted.check_temperature(temperature, finite=True)
+        if _quadratic(reward):
             return self.mixture.value_function(reward, temperature)
         return (PlanarValue if self._planar(reward) else HalfSpaceValue)(self.mixture, reward, temperature)
 
     def expected_reward(self, reward: Any) -> Array:
         """E[r(x)] under this law, []; see `targets.expected_reward`."""
-        if hasattr(reward, "quadratic"):
+        if _quadratic(reward):
             return self.mixture.expected_reward(reward)
         if not self._planar(reward):
             return HalfSpaceTilt(self.mixture, reward, jnp.inf).expected_reward(reward)

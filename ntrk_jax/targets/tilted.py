@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.core import soft_mean
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Sample, Scalar
 
@@ -92,10 +93,13 @@ def expected_reward(mixture: Any, reward: Any) -> Array:
     return mixture.expected_reward(reward)
 
 
-def check_temperature(temperature: Scalar) -> None:
-    """Refuse a temperature that is not positive."""
-    if is_concrete(temperature) and not np.all(np.asarray(temperature, np.float64) > 0):
-        raise ValueError(f"temperature must be positive, got {temperature}.")
+def check_temperature(temperature: Scalar, *, finite: bool = False) -> None:
+    """Refuse a temperature that is not positive, and an infinite one where the closed form is a product with it."""
+    if not is_concrete(temperature):
+        return
+    given = np.asarray(temperature, np.float64)
+    if not np.all(given > 0) or (finite and not np.all(np.isfinite(given))):
+        raise ValueError(f"temperature must be positive{' and finite' if finite else ''}, got {temperature}.")
 
 
 def all_concrete(*trees: Any) -> bool:
@@ -179,8 +183,7 @@ class LinearValue:
         far = contract("ki,i->k", m.means.astype(dtype), b)
         mean = jnp.where(given.clean, near, far) + contract("ki,ki->k", proj * given.gain, given.y)
         variance = jnp.sum(proj**2 * given.left, -1)
-        logs = given.log_weights + mean / beta + 0.5 * variance / beta**2
-        return self.c.astype(dtype) + beta * jax.nn.logsumexp(logs)
+        return self.c.astype(dtype) + soft_mean(mean + 0.5 * variance / beta, beta, given.log_weights)
 
 
 @pytree

@@ -25,10 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Kernel, Reward, Step
+from ntrk_jax.core import Kernel, Lookahead, Reward, Step
 from ntrk_jax.guidance.shift import gain, tweedie_gain
 from ntrk_jax.kernels import DDIM
 from ntrk_jax.models import FlaxDenoiser
+from ntrk_jax.move import in_algebra
 from ntrk_jax.training.paths import base_gaussian, require_noise, walk, with_params
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, PyTree, Sample, Scalar
@@ -136,11 +137,12 @@ class AdjointMatching:
 
     def _row(self, params: PyTree, step: Step, x: Sample, at_t: Sample, at_s: Sample) -> Array:
         """The mean square of one row, from the adjoints at its two ends."""
-        base = base_gaussian(self.model, self.kernel, x, step)
+        look, step = in_algebra(Lookahead(x, self.model(x, step.t)), step)
+        base = self.kernel(look, step)
         moved = base_gaussian(with_params(self.model, params), self.kernel, x, step).mean - base.mean
         limit = jnp.square(step.sigma_s) / step.alpha_s * at_s
         aim = jnp.where(step.alpha_t >= 1e-3, tweedie_gain(step) * at_t, limit)
-        return jnp.mean(jnp.square((moved + gain(base, step) * aim) / base.std))
+        return jnp.mean(jnp.square((moved + gain(look, base, step) * aim) / base.std))
 
 
 def _shortened(adjoints: Array, clip: Scalar) -> Array:
