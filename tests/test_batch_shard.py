@@ -34,6 +34,16 @@ def test_any_number_of_devices_draws_the_same_bits(alone, tmp_path, devices, axe
     assert files(tmp_path / "store") == files(alone)
 
 
+def test_populations_agree_on_any_number_of_devices(tmp_path):
+    """The samples bit for bit, the log-weights to rounding."""
+    made = nk.methods.tds(Net(WEIGHTS), nk.rewards.Linear(np.ones(8, np.float32)), (8,), num_particles=3)
+    for devices in (1, 2):
+        batch.run(batch.make_plan(made, STEPS, (8,), 32, chunk=8), tmp_path / str(devices), devices=devices)
+    one, two = (arrays(tmp_path / name) for name in "12")
+    np.testing.assert_array_equal(one["x"], two["x"])
+    np.testing.assert_allclose(one["log_weight"], two["log_weight"], rtol=1e-5, atol=1e-5)
+
+
 LOOK = nk.Look(Net(WEIGHTS), nk.rewards.Linear(np.ones(8, np.float32)), grad=True)
 
 

@@ -211,6 +211,11 @@ def test_one_sample_a_digit_has_no_spread_and_still_a_report(quick):
     report = json.loads(json.dumps(quick[2]))
     report["digits"]["methods"][0]["mean"]["spread"] = None
     assert "| spread | none |" in markdown(report)
+    for none in (None, float("nan")):
+        gap = {"reward": 1.0, "judge": 1.0, "distance": 0.0, "spread": none, "noise": 0.0}
+        line = rival_line({"ntrk_minus_dps": gap, "nfe": 25})
+        assert "spread" not in line
+        assert "nan" not in line
 
 
 def test_the_mixture_uses_the_law_it_names():

@@ -2,15 +2,18 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from test_cli_main import invoke, quick_compilation, refused
 
 import ntrk_jax as nk
+from ntrk_jax.batch.draw import draw_one
 from ntrk_jax.cli import figures
-from ntrk_jax.cli.build import Choices, aimed_temperature, build
+from ntrk_jax.cli.build import Choices, aimed_temperature, build, prepare
 from ntrk_jax.cli.problems import parse, problem
 
+PARTICLES = [name for name, entry in nk.methods.CATALOGUE.items() if entry.population or entry.tree] + ["svdd"]
 FAST = ["--target", "skew2", "--method", "base", "--steps", 3, "--num", 6]
 
 MIXTURE = """
@@ -155,6 +158,25 @@ def test_digits(tmp_path):
     assert got["x"].shape == (3, 8, 8, 1)
 
 
+@pytest.mark.parametrize("name", sorted(set(nk.methods.names()) - {"dps_norm"}))
+def test_any_method_of_the_catalogue_draws_one_sample(name):
+    """Of the shape of one sample, whatever it holds on the way: particles, candidates, a tree."""
+    task = problem("skew2")
+    sampler, rows = prepare(name, task, Choices(particles=2 if name in PARTICLES else None), 5)
+    drawn = jax.eval_shape(lambda key: draw_one(sampler, key, 0, rows, task.shape)[0], jax.random.key(0))
+    assert drawn.x.shape == (2,)
+    assert drawn.reward.shape == drawn.log_weights.shape == drawn.status.shape == ()
+
+
+@pytest.mark.parametrize("method", ["svdd_argmax", "dts", "rbf"])
+def test_methods_that_search_and_trees(method, tmp_path):
+    got = drawn(tmp_path / "x.npz", "--target", "skew2", "--method", method, "--steps", 5, "--num", 3, "--particles", 4)
+    assert got["x"].shape == (3, 2)
+    np.testing.assert_allclose(got["reward"], got["x"] @ np.asarray(nk.targets.skewed(2).reward.a), rtol=1e-4)
+    assert got["evals_model"][0] in (4 * 5, 4 * 4 + 1)
+    assert np.max(np.abs(got["x"])) < 20.0, "the first noise is that of the grid"
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -172,6 +194,7 @@ def test_digits(tmp_path):
         (["--method", "ntrk", "--temperature", 1], ["has no --temperature", "--strength"]),
         (["--method", "base", "--strength", 0.1], ["base has no --strength."]),
         (["--method", "base", "--particles", 2], ["--particles"]),
+        (["--method", "dts", "--set", "grid=4"], ["dts has no option 'grid'"]),
         (["--method", "base", "--value", "exact"], ["has no --value exact"]),
         (["--method", "ddpm", "--kernel", "DDIM"], ["has no --kernel"]),
         (["--kernel", "DDIM(eta=2)"], ["--kernel", "[0, 1]", "got 2"]),

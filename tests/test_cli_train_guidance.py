@@ -92,7 +92,8 @@ def test_sampling_with_what_was_learned(finished, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [(("--target", "digits"), "no tilted law"), (("--target", "nothing"), "unknown target"), (("--loss", "mse"), "mse"),
-     (("--temperature", 0), "--temperature"), (("--group", 512), "--group must be at most")],
+     (("--temperature", 0), "--temperature"), (("--consistency", "nan"), "not a finite number"),
+     (("--group", 512), "--group must be at most")],
 )  # fmt: skip
 def test_what_cannot_be(options, words, tmp_path):
     refused(go(tmp_path, *options), words)
@@ -100,13 +101,13 @@ def test_what_cannot_be(options, words, tmp_path):
 
 
 def test_an_unfinished_run_of_other_options_is_kept_unless_it_is_to_be_replaced(tmp_path):
-    work, before = open_work(tmp_path, {"seed": 0}, False)
+    work, before = open_work(tmp_path, {"seed": 0}, False, "value")
     (work / "round-1").mkdir()
     assert not before
     for overwrite in (False, True):
-        assert open_work(tmp_path, {"seed": 0}, overwrite) == (work, True), "the same options go on"
+        assert open_work(tmp_path, {"seed": 0}, overwrite, "value") == (work, True), "the same options go on"
     with pytest.raises(BadInput, match="--overwrite"):
-        open_work(tmp_path, {"seed": 1}, False)
+        open_work(tmp_path, {"seed": 1}, False, "value")
     assert (work / "round-1").exists()
-    assert open_work(tmp_path, {"seed": 1}, True) == (work, False)
+    assert open_work(tmp_path, {"seed": 1}, True, "value") == (work, False)
     assert [p.name for p in work.iterdir()] == ["settings.json"]

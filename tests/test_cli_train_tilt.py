@@ -32,7 +32,8 @@ def folder(tmp_path_factory):
         with patch.context() as once:
             once.setattr(command, "_advance", stop)
             stopped = invoke("train", "tilt", *TINY, "--out", out)
-        assert stopped.exit_code == 130 or isinstance(stopped.exception, (SystemExit, KeyboardInterrupt))
+        assert stopped.exit_code == 130
+        assert f"what was done is in {out / 'unfinished'}; run the same command again" in stopped.stderr
         assert sorted(p.name for p in out.iterdir()) == ["unfinished"]
         refused(invoke("train", "tilt", *TINY, "--seed", 1, "--out", out), "unfinished", "other options")
         result = invoke("train", "tilt", *TINY, "--out", out)
@@ -154,6 +155,7 @@ def test_foreign_and_corrupt_folders(folder, tmp_path):
         (["--method", "nft"], ["--method"]),
         (["--rounds", "0"], ["--rounds"]),
         (["--digit", "3"], ["--digit"]),
+        (["--ess", "nan"], ["--ess", "not a finite number"]),
         (["--schedule", "nope"], ["--schedule"]),
     ],
 )
@@ -161,3 +163,15 @@ def test_what_cannot_be(args, words, tmp_path):
     out = tmp_path / "out"
     refused(invoke("train", "tilt", *args, "--out", out), *words)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "unfinished"])
+def test_what_a_person_keeps_there_is_never_touched(kind, tmp_path):
+    kept = {"folder": "model/notes", "file": "model", "unfinished": "unfinished/notes"}[kind]
+    (tmp_path / kept).parent.mkdir(exist_ok=True)
+    (tmp_path / kept).write_text("mine")
+    for more in ([], ["--overwrite"]) if kind != "folder" else ([],):
+        words = {"folder": "exists already", "file": "is a file", "unfinished": "in the way"}[kind]
+        refused(invoke("train", "tilt", *TINY, *more, "--out", tmp_path), words)
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == [kept]
+    assert (tmp_path / kept).read_text() == "mine"

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from ntrk_jax.training import fit, restore, save
+from ntrk_jax.training.fit import learning_rate
 
 KEY = jax.random.key(0)
 TRUE = jnp.array([1.5, -0.7, 0.2])
@@ -145,3 +146,10 @@ def test_every_step_draws_anew():
     assert abs(both - 2 * first) > 1e-3, "two steps must not see the same noise"
     rows = 100.0 * jnp.arange(64.0)
     assert abs(after(2, rows) - 2 * after(1, rows)) > 50.0, "nor the same samples"
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 50, 5000])
+def test_learning_rates_rise_and_fall_within_any_number_of_steps(num_steps):
+    rates = np.asarray([learning_rate(num_steps)(i) for i in range(num_steps + 1)])
+    assert rates.max() <= 2.001e-3
+    assert rates[-1] <= rates.max() if num_steps < 50 else rates[-1] < 2e-5

@@ -188,7 +188,7 @@ def test_one_weighted_round_is_made_where_the_whole_tilt_leaves_a_fifth_effectiv
     normal = np.random.default_rng(1).normal(size=4000)  # of a normal reward times s the share is exp(-s^2)
     mild, steep = (s * normal for s in (np.sqrt(np.log(1 / 0.25)), np.sqrt(np.log(1 / 0.15))))
     leap = rounds._settled(TiltPlan(rate=1e-3, num_steps=10), 0.0, mild)
-    assert (leap.method, leap.num_steps, leap.rate, rounds._step(mild, 1.0, leap)) == ("weighted", 50, 2e-3, 1.0)
+    assert (leap.method, leap.num_steps, leap.rate, rounds._step(mild, 1.0, leap, 0)) == ("weighted", 50, 2e-3, 1.0)
     for plan, a, r in (
         (TiltPlan(), 0.0, steep), (TiltPlan(), 0.5, mild), (TiltPlan(num_rounds=2), 0.0, mild),
         (TiltPlan(ess=0.9), 0.0, mild),
@@ -261,3 +261,14 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert float(whole.model.variables) != 0.9
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_any_number_of_rounds_is_made_exactly():
+    """What is reached is kept in float32, in which 107 steps of 1 / 107 fall short of 1."""
+    for num in range(1, 257):
+        plan, reached = TiltPlan(num_rounds=num), 0.0
+        for done in range(num):
+            assert reached < 1.0 - 0.5 / num
+            step = rounds._step(np.zeros(2), 1.0 - reached, plan, done)
+            reached = float(np.float32(1.0 if reached + step > 1.0 - 1e-6 else reached + step))
+        assert reached == 1.0

@@ -41,7 +41,9 @@ def draw_one(
 ) -> tuple[Drawn, Any]:
     """Sample number `index` of the family named by `key`: (sample, recorded trace).
 
-    Of a population one member is drawn by its weight, with its own trace (its path, where nothing was resampled).
+    x is [num_particles, *shape] for a sampler with `num_particles`, unless it says `population = False`; a sampler that
+    holds its `grid`, as trees do, starts from that grid's noise. Of a population one member is drawn by its weight,
+    with its own trace (its path, where nothing was resampled).
     dtype: of the latents, float32 unless given; their noise is drawn in at least float32.
 
     Example:
@@ -53,9 +55,10 @@ def draw_one(
         ((2,), 4)
     """
     key_noise, key_run, key_draw = jax.random.split(jax.random.fold_in(key, index), 3)
-    num = getattr(sampler, "num_particles", None)
+    num = getattr(sampler, "num_particles", None) if getattr(sampler, "population", True) else None
     full = shape if num is None else (num, *shape)
-    x = jnp.asarray(steps.sigma_t)[0] * jax.random.normal(key_noise, full)
+    levels = getattr(sampler, "grid", steps)  # trees hold their grid, and are run over rollouts
+    x = jnp.asarray(levels.sigma_t)[0] * jax.random.normal(key_noise, full)
     x = x if dtype is None else x.astype(dtype)
     state, trace = run(sampler, key_run, x, steps, record or (lambda state, info: None))
     if state.log_weights.ndim == 1:

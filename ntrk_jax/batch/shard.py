@@ -2,10 +2,12 @@
 
     device d of a round draws the rows of chunk c_d, with the program that a single device would run
 
-The program is compiled once, ahead of time, for one chunk a device, so a sample is the same to the last bit for any
-number of devices and processes. With replicated parameters it goes through `jax.shard_map` and holds no collective:
-populations live on one device. Parameters sharded by `rules` are gathered by collectives that the compiler puts where
-they are needed (as in FSDP); the samples then agree to rounding.
+The program is compiled once, ahead of time, for one chunk a device, so a path is the same to the last bit for any
+number of devices and processes. The log-weights of populations agree to rounding, as the compiler may fuse the program
+of another number of devices differently, and so would a choice that hangs on their last bit. With replicated parameters
+the program goes through `jax.shard_map` and holds no collective: populations live on one device. Parameters sharded by
+`rules` are gathered by collectives that the compiler puts where they are needed (as in FSDP); the samples then agree to
+rounding.
 """
 
 from __future__ import annotations

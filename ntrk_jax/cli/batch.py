@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ntrk_jax.cli.console import BadInput, Progress, print_table, table, user_input
+from ntrk_jax.cli.console import BadInput, Finite, Progress, print_table, table, user_input
 
 __all__ = ["batch"]
 
@@ -29,9 +29,7 @@ _LINES = 20  # of progress in a log
 @click.option(
     "--retries", type=click.IntRange(0, 1000), default=0, show_default=True, help="Further tries of a callback."
 )
-@click.option(
-    "--time-limit", type=click.FloatRange(0, min_open=True), help="Seconds that one try of a callback may take."
-)
+@click.option("--time-limit", type=Finite(0, min_open=True), help="Seconds that one try of a callback may take.")
 @click.option("--no-verify", is_flag=True, help="Trust what is in the store without reading it again.")
 @click.option("--redraw-failed", is_flag=True, help="Draw the chunks again in which a callback failed for a sample.")
 @click.option("--cache", type=click.Path(path_type=Path), help="A folder that keeps compiled programs between runs.")

@@ -17,9 +17,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import ntrk_jax as nk
 from ntrk_jax.batch import Plan, Unit
-from ntrk_jax.cli.build import Choices, build
+from ntrk_jax.cli.build import Choices, prepare
 from ntrk_jax.cli.checkpoints import is_folder, tuned_problem
 from ntrk_jax.cli.console import BadInput, user_input
 from ntrk_jax.cli.problems import problem
@@ -91,7 +90,7 @@ def _sampler(entry: dict[str, Any], known: dict[tuple, Any], path: Path) -> tupl
         entry.get("strength"), entry.get("temperature"), entry.get("particles"), entry.get("kernel"),
         value if value in ("plug-in", "exact") else str(_beside(path, value)), extra,
     )  # fmt: skip
-    return build(entry["method"], task, choices), nk.grid(task.schedule, nk.grids.uniform(entry["steps"])), task.shape
+    return *prepare(entry["method"], task, choices, entry["steps"]), task.shape
 
 
 def _problem(entry: dict[str, Any], path: Path) -> Any:

@@ -11,7 +11,10 @@ import ntrk_jax as nk
 from ntrk_jax.cli.console import BadInput, user_input
 from ntrk_jax.cli.problems import Named, is_number, parse
 
-__all__ = ["Choices", "aimed_temperature", "build"]
+__all__ = ["ROLLOUTS", "Choices", "aimed_temperature", "build", "prepare"]
+
+ROLLOUTS = 100
+"""Of a tree, unless --particles says otherwise."""
 
 
 class Choices(NamedTuple):
@@ -25,8 +28,20 @@ class Choices(NamedTuple):
     extra: tuple[str, ...] = ()
 
 
-def build(method: str, task: Named, choices: Choices) -> Any:
-    """The sampler that the options ask for.
+def prepare(method: str, task: Named, choices: Choices, num_steps: int) -> tuple[Any, Any]:
+    """The sampler that the options ask for, and the rows that it is run over: of the grid, or rollouts of a tree.
+
+    Raises:
+        BadInput: if the method is unknown or cannot use one of the options.
+    """
+    grid = nk.grid(task.schedule, nk.grids.uniform(num_steps))
+    sampler = build(method, task, choices, grid)
+    tree = nk.methods.CATALOGUE[method].tree
+    return sampler, nk.samplers.rollouts(choices.particles or ROLLOUTS) if tree else grid
+
+
+def build(method: str, task: Named, choices: Choices, grid: Any = None) -> Any:
+    """The sampler that the options ask for; a tree holds its grid.
 
     Raises:
         BadInput: if the method is unknown or cannot use one of the options.
@@ -35,9 +50,11 @@ def build(method: str, task: Named, choices: Choices) -> Any:
     if entry is None:
         raise BadInput(f"unknown method {method!r}; known are {', '.join(nk.methods.names())}.")
     options = _strength(method, entry, choices)
-    if choices.particles is not None:
-        if not entry.population:
-            raise BadInput(f"--particles is for methods with a population, and {method} has none.")
+    if entry.tree:
+        names, others = _accepts(entry)
+        options |= {"grid": grid}
+        options |= {"num_rollouts": choices.particles or ROLLOUTS} if "num_rollouts" in names or others else {}
+    elif entry.population and choices.particles is not None:
         options["num_particles"] = choices.particles
     if choices.kernel is not None:
         _require_option(method, entry, "kernel", "--kernel")
@@ -49,6 +66,10 @@ def build(method: str, task: Named, choices: Choices) -> Any:
     options |= dict(_extra(method, entry, item) for item in choices.extra)
     with user_input(f"--method {method}"):
         sampler = entry.build(task.model, task.reward, task.shape, **options)
+    if choices.particles is not None and not (entry.population or entry.tree):
+        if not hasattr(sampler, "num_particles"):
+            raise BadInput(f"--particles is for methods with particles, candidates or rollouts; {method} has none.")
+        sampler = nk.replace(sampler, num_particles=choices.particles)
     guidance = getattr(sampler, "guidance", None)
     if getattr(guidance, "convention", None) == "norm" and _positive_somewhere(task.reward):
         raise BadInput(
@@ -142,7 +163,8 @@ def _extra(method: str, entry: Any, item: str) -> tuple[str, Any]:
     if not equals:
         raise BadInput(f"--set needs NAME=VALUE, got {item!r}.")
     names, _ = _accepts(entry)
-    names -= {"kernel", "value", "whiten", "guidance", "strength", "temperature", "num_particles"}
+    names -= {"kernel", "value", "whiten", "guidance", "strength", "temperature", "num_particles", "grid",
+              "num_rollouts"}  # fmt: skip
     if name not in names:
         raise BadInput(
             f"{method} has no option {name!r}; its options for --set are: {', '.join(sorted(names)) or 'none'}."

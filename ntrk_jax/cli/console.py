@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["BadInput", "OneLineErrors", "Progress", "print_table", "table", "terminal_width", "user_input"]
+__all__ = ["BadInput", "Finite", "OneLineErrors", "Progress", "print_table", "table", "terminal_width", "user_input"]
 
 _LOG_WIDTH = 150
 
@@ -22,6 +23,17 @@ class BadInput(click.ClickException):
     """What a person asked for cannot be done; shown in one line, exit status 2."""
 
     exit_code = 2
+
+
+class Finite(click.FloatRange):
+    """A finite number within a range; `FloatRange` lets what is no number pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, if it is one."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 class OneLineErrors(click.Group):

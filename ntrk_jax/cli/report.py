@@ -100,9 +100,11 @@ def verdict_line(verdict: dict[str, Any]) -> str:
 def rival_line(verdict: dict[str, Any]) -> str:
     """NTRK beside DPS, at the strengths stated."""
     gap = verdict["ntrk_minus_dps"]
+    known = gap["spread"] is not None and math.isfinite(gap["spread"])
+    spread = f"spread {gap['spread']:+.2f}, " if known else ""  # of one sample a digit there is none
     return (
         f"NTRK minus DPS, both at {verdict['nfe']} NFE: target reward {gap['reward']:+.2f}, "
-        f"held-out reward {gap['judge']:+.2f}, distance {gap['distance']:+.2f}, spread {gap['spread'] or 0.0:+.2f}, "
+        f"held-out reward {gap['judge']:+.2f}, distance {gap['distance']:+.2f}, {spread}"
         f"largest |z| of the noise {gap['noise']:+.2f}."
     )
 

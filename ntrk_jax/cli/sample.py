@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-import ntrk_jax as nk
 from ntrk_jax.cli.console import BadInput, Progress, print_table, table, user_input
 from ntrk_jax.cli.outputs import plain, refuse_existing, staged, to_json, versions
 from ntrk_jax.cli.problems import TARGETS
@@ -61,7 +60,7 @@ def _as_text(value: Any) -> Any:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Names the samples.")
 @click.option("--strength", type=float, help="The method's strength.")
 @click.option("--temperature", type=float, help="The temperature, for methods and values that have one.")
-@click.option("--particles", type=click.IntRange(1, 100_000), help="The population's size, for methods that have one.")
+@click.option("--particles", type=click.IntRange(1, 100_000), help="Particles or candidates; rollouts of a tree, 100.")
 @click.option("--digit", type=click.IntRange(0, 9), help="The digit that the reward asks for.")
 @click.option("--kernel", help="The base kernel, e.g. 'DDIM(eta=0.5)' or FlowSDE.")
 @click.option("--schedule", help="The noise schedule of a mixture, e.g. RectifiedFlow or 'VPLinear(beta_max=15.0)'.")
@@ -81,7 +80,7 @@ def sample(**options: Any) -> None:
 
     Sample number i depends on the seed and on i alone, not on --num, --start or --batch.
     """
-    from ntrk_jax.cli.build import Choices, build
+    from ntrk_jax.cli.build import Choices, prepare
     from ntrk_jax.cli.runs import draw_samples
 
     out, names = _destination(options["out"])
@@ -91,8 +90,8 @@ def sample(**options: Any) -> None:
         if options[name] is not None and not math.isfinite(options[name]):
             raise BadInput(f"--{name} must be a finite number, got {options[name]}.")
     task = _task(options)
-    sampler = build(options["method"], task, Choices(*(options[k] for k in Choices._fields)))
-    steps = nk.grid(task.schedule, nk.grids.uniform(options["steps"]))
+    choices = Choices(*(options[k] for k in Choices._fields))
+    sampler, steps = prepare(options["method"], task, choices, options["steps"])
     chunks = math.ceil(options["num"] / options["batch"])
     began = time.perf_counter()
     with Progress(chunks) as progress:

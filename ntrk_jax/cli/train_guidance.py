@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 
 import ntrk_jax as nk
-from ntrk_jax.cli.console import BadInput, Progress, print_table, table
+from ntrk_jax.cli.console import BadInput, Finite, Progress, print_table, table
 from ntrk_jax.cli.outputs import machine, refuse_existing, staged, to_json, versions
 from ntrk_jax.cli.problems import Named, problem
 from ntrk_jax.cli.runs import draw_samples
-from ntrk_jax.cli.unfinished import open_work
+from ntrk_jax.cli.unfinished import kept, open_work
 
 __all__ = ["evaluate", "learn", "train_guidance"]
 
@@ -31,9 +31,9 @@ _POINTS, _ROWS, _PARTICLES, _POPULATIONS = 8192, 50, 32, 64
 
 @click.command("guidance")
 @click.option("--target", default="skew2", show_default=True, help="One whose tilted law is known; see ntrk sample.")
-@click.option("--temperature", type=click.FloatRange(1e-6, 1e6), default=1.0, show_default=True, help="Of the tilt.")
+@click.option("--temperature", type=Finite(1e-6, 1e6), default=1.0, show_default=True, help="Of the tilt.")
 @click.option("--loss", type=click.Choice(_LOSSES), default="bregman", show_default=True, help="What is minimised.")
-@click.option("--consistency", type=click.FloatRange(0.0, 1e6), default=1.0, show_default=True,
+@click.option("--consistency", type=Finite(0.0, 1e6), default=1.0, show_default=True,
               help="The weight of the gradient's own term; 0 leaves it out.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1, 10_000_000), default=3000, show_default=True, help="Of each round.")
 @click.option("--samples", type=click.IntRange(2, 10_000_000), default=65_536, show_default=True,
@@ -59,9 +59,10 @@ def train_guidance(out: Path, overwrite: bool, **options: Any) -> None:
     if options["group"] > options["samples"]:
         raise BadInput(f"--group must be at most --samples, got {options['group']} and {options['samples']}.")
     refuse_existing(out, ["report.json"], overwrite)
-    work, _ = open_work(out, options, overwrite)
+    work, _ = open_work(out, options, overwrite, "value")
     began, cpu = time.perf_counter(), time.process_time()
-    value = learn(task, options, work)
+    with kept(work):
+        value = learn(task, options, work)
     seconds = {"training": time.perf_counter() - began, "training_cpu": time.process_time() - cpu}
     report = evaluate(task, tilted, value, options)
     report |= {"seconds": seconds | {"total": time.perf_counter() - began}, "settings": options}

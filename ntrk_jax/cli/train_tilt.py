@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 import ntrk_jax as nk
-from ntrk_jax.cli.console import BadInput, Progress, print_table, table, user_input
+from ntrk_jax.cli.console import BadInput, Finite, Progress, print_table, table, user_input
 from ntrk_jax.cli.outputs import machine, plain, refuse_existing, staged, to_json, versions
 from ntrk_jax.cli.problems import NAMED, Named, problem
-from ntrk_jax.cli.unfinished import open_work
+from ntrk_jax.cli.unfinished import kept, open_work
 
 __all__ = ["train_tilt"]
 
@@ -48,7 +48,7 @@ def _positive(_ctx: Any, param: Any, value: float) -> float:
               default="auto", show_default=True,
               help="What students are trained on; auto is one weighted round if the tilt is mild.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1, 256), help="How many; chosen by effective sample size unless given.")
-@click.option("--ess", type=click.FloatRange(0.01, 0.99), help="The share of effective samples that a round keeps.")
+@click.option("--ess", type=Finite(0.01, 0.99), help="The share of effective samples that a round keeps.")
 @click.option("--samples", type=click.IntRange(2, 1 << 20), default=8192, show_default=True, help="Of each round.")
 @click.option(
     "--keep", type=click.IntRange(1, 64), default=1, show_default=True, help="Rounds of samples used together."
@@ -86,10 +86,11 @@ def train_tilt(out: Path, overwrite: bool, **settings: Any) -> None:
         if task.tilted(settings["temperature"]) is None:
             raise BadInput(f"{task.name} has no tilt at temperature {settings['temperature']:g}; raise --temperature.")
     refuse_existing(out, [_REPORT, RECORD], overwrite)
-    work, resumed = open_work(out, settings, overwrite)
+    plan = _plan(settings)
+    work, resumed = open_work(out, settings, overwrite, MODEL)
     began, spent = time.perf_counter(), time.process_time()
-    with Progress(settings["rounds"] or 2) as progress:
-        base, state = _train(task, settings, work, progress)
+    with kept(work), Progress(settings["rounds"] or 2) as progress:
+        base, state = _train(task, settings, plan, work, progress)
         _advance(progress, "judging", last=True)
         report = _report(task, settings, base, state)
     report |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent, "resumed": resumed}
@@ -108,20 +109,29 @@ def _advance(progress: Progress, text: str, last: bool = False) -> None:
     progress.advance(text)
 
 
-def _train(task: Named, settings: dict[str, Any], work: Path, progress: Progress) -> tuple[Any, Any]:
+def _plan(settings: dict[str, Any]) -> Any:
+    """The rounds that the options ask for."""
+    from ntrk_jax.training import TiltPlan
+
+    with user_input("--ess" if settings["ess"] is not None else ""):
+        return TiltPlan(
+            settings["method"], num_rounds=settings["rounds"], ess=settings["ess"], num_samples=settings["samples"],
+            keep=settings["keep"], num_steps=settings["steps"], batch_size=settings["batch"], rate=settings["rate"],
+            num_refresh=settings["refresh"],
+        )  # fmt: skip
+
+
+def _train(
+    task: Named, settings: dict[str, Any], plan: Any, work: Path, progress: Progress
+) -> tuple[Any, Any]:  # fmt: skip
     """The base model, and the state of the tilt at its end."""
     import jax
 
-    from ntrk_jax.training import TiltPlan, tilt
+    from ntrk_jax.training import tilt
 
     keys = jax.random.split(jax.random.key(settings["seed"]), 2)
     base = task.model if task.name == "digits" else _base(keys[0], task, settings, work)
     _advance(progress, "base model")
-    plan = TiltPlan(
-        settings["method"], num_rounds=settings["rounds"], ess=settings["ess"], num_samples=settings["samples"],
-        keep=settings["keep"], num_steps=settings["steps"], batch_size=settings["batch"], rate=settings["rate"],
-        num_refresh=settings["refresh"],
-    )  # fmt: skip
     with user_input("training"):
         state = tilt(
             keys[1], base, task.reward, task.shape, temperature=settings["temperature"], plan=plan,

@@ -105,6 +105,8 @@ class RBF:
     guidance: Guidance | None = None
     initial: Scalar = 0.1
 
+    population = False  # num_particles are calls: x is one sample
+
     def __post_init__(self) -> None:
         """Refuse what cannot be searched."""
         refuse_copies(self.look, self.kernel)

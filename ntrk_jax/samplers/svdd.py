@@ -71,6 +71,8 @@ class SVDD:
     choice: str = static(default="categorical")
     num_particles: int = static(default=4)
 
+    population = False  # candidates of a row: x is one sample
+
     def __post_init__(self) -> None:
         """Refuse what cannot be chosen from."""
         _ = self.single

@@ -84,9 +84,10 @@ class AdjointMatching:
         regression with one model gradient, one reward gradient. Memory: a path, and one row's activations.
     Errors: ValueError for a kernel without noise, num_rows out of range, a temperature that is not positive.
     Departs from the paper: any schedule; the target is a shift of x0, which is exact for the adjoint's mean on rows of
-        any size, where that of the drift is so to first order; a row from pure noise (alpha_t < 1e-3) takes the limit,
-        (sigma_s^2 / alpha_s) a_s, so that no time is cut off; rows drawn uniformly; `clip` in place of dropping the
-        samples of the largest losses.
+        any size, where that of the drift is so to first order; a row from pure noise (alpha_t < 1e-3) takes
+        (sigma_s^2 / alpha_s) a_s, which the limit exceeds by alpha_s Cov[x_0] a_s, a covariance that is not known here:
+        no time is cut off, at an error of that order in the first row; rows drawn uniformly; `clip` in place of
+        dropping the samples of the largest losses.
     References: Domingo-Enrich et al. 2024, arXiv:2409.08861, Algorithm 1.
 
     Example:

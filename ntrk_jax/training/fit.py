@@ -24,7 +24,7 @@ from ntrk_jax.typing import Array, Key, PyTree
 if TYPE_CHECKING:
     import optax
 
-__all__ = ["FitState", "fit", "recovered", "restore", "save", "stepper"]
+__all__ = ["FitState", "fit", "learning_rate", "recovered", "restore", "save", "stepper"]
 
 
 class FitState(NamedTuple):
@@ -55,13 +55,15 @@ def fit(
         params: where to start. data: arrays [num_samples, ...], a pytree of them; kept on the device.
         optimizer: an optax transformation. num_steps: the total number of steps.
         batch_size: samples a step, drawn with replacement.
-        decay: of the moving average; it starts as 1 / (step + 1) so that early steps do not linger.
+        decay: of the moving average; step i keeps min(decay, (i + 1) / (i + 11)), so that early steps do not linger.
         chunk: steps between two reports and checkpoints.
-        checkpoint: a folder. If it exists the run goes on from there; it is rewritten after every chunk.
+        checkpoint: a folder. If it exists the run goes on from there, whatever started it (a run that is
+            done is returned as it is); it is rewritten after every chunk.
         progress: called as progress(step, loss) after every chunk.
 
     Returns:
-        The state after num_steps steps; `average` is what one usually samples with.
+        The state after num_steps steps, or those of a longer run in `checkpoint`; `average` is what one usually samples
+        with.
 
     Cost: num_steps * batch_size loss values and gradients; compiles once, and once more for a last, shorter chunk.
 
@@ -114,6 +116,14 @@ def stepper(loss: Callable, optimizer: optax.GradientTransformation, batch_size:
 
     held = Function(loss) if jax.tree_util.all_leaves([loss]) else loss  # arrays it holds are arguments, not constants
     return functools.partial(jax.jit(advance, static_argnums=5), held)
+
+
+def learning_rate(num_steps: int) -> optax.Schedule:
+    """Up to 2e-3 in a tenth of the steps, 100 at most, and down to 1e-5 along a cosine; any num_steps from 1 up."""
+    import optax
+
+    warm = max(1, min(100, num_steps // 10))
+    return optax.warmup_cosine_decay_schedule(0.0, 2e-3, warm, max(num_steps, warm + 1), 1e-5)
 
 
 def save(path: str | os.PathLike, state: PyTree) -> None:

@@ -33,7 +33,7 @@ from ntrk_jax.models.value_nets import ValueMLP
 from ntrk_jax.run import run
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.training.experts import Experts
-from ntrk_jax.training.fit import fit, restore, save
+from ntrk_jax.training.fit import fit, learning_rate, restore, save
 from ntrk_jax.training.guidance_net import Group, ValueLoss, balanced, grouped, resampled
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key, PyTree, Sample, Scalar
@@ -127,8 +127,7 @@ def fit_value(
 def _optimizer(num_steps: int) -> optax.GradientTransformation:
     import optax
 
-    rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, max(1, min(100, num_steps // 10)), num_steps, 1e-5)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=1e-4))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(learning_rate(num_steps), weight_decay=1e-4))
 
 
 def smc_draws(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ntrk_jax.core import Reward, Step, algebra_dtype
 from ntrk_jax.run import run
-from ntrk_jax.training.fit import fit
+from ntrk_jax.training.fit import fit, learning_rate
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key, PyTree, Sample, Scalar
 
@@ -130,8 +130,7 @@ def distil(
     """
     import optax
 
-    rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, max(1, min(100, num_steps // 10)), num_steps, 1e-5)
-    optimizer = optimizer or optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    optimizer = optimizer or optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate(num_steps)))
     init_key, run_key = jax.random.split(key)
     params, scale = network.init(init_key), jnp.maximum(jnp.std(paths.reward), 1e-6)
     for stage, high in enumerate(highs):

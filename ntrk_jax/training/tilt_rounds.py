@@ -189,7 +189,7 @@ def _round(key: Key, state: TiltState, reward: Any, temperature: float, plan: Ti
     rows = np.asarray(systematic(pick_key, jnp.log(jnp.asarray(weights.ravel(), jnp.float32)), weights.size))
     x_all, r_all = state.samples.reshape(-1, *shape)[rows], np.asarray(state.rewards, np.float64).ravel()[rows]
     plan = _settled(plan, a, r_all)
-    h = _step(r_all, 1.0 - a, plan)
+    h = _step(r_all, 1.0 - a, plan, int(state.round))
     data = (x_all, jnp.asarray(centred(h * r_all, plan.method), jnp.float32))
     tilted = np.exp(h * r_all - np.max(h * r_all))
     model, loss = _train(fit_key, state.model, data, jnp.asarray(tilted / tilted.sum(), jnp.float32), plan)
@@ -212,10 +212,10 @@ def _settled(plan: TiltPlan, a: float, rewards: np.ndarray) -> TiltPlan:
     return replace(plan, method="weighted", num_rounds=1, noise=0.3 * plan.noise, **more)
 
 
-def _step(rewards: np.ndarray, left: float, plan: TiltPlan) -> float:
-    """The step h of this round."""
+def _step(rewards: np.ndarray, left: float, plan: TiltPlan, done: int) -> float:
+    """The step h of the round after `done` rounds."""
     if plan.num_rounds is not None:
-        return min(left, 1.0 / plan.num_rounds)
+        return left / max(1, plan.num_rounds - done)
     share = _ESS[plan.method] if plan.ess is None else plan.ess
     longest = ess_step(rewards, share, left)
     return left / math.ceil(left / longest - 1e-9)
