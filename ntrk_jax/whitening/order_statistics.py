@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.typing import Array
+from ntrk_jax.typing import Array, Scalar
 from ntrk_jax.whitening.sorting import sort_with_places
 
 __all__ = ["Bounds", "bounds", "clip_sorted", "quantile_levels", "rows_for"]
@@ -108,28 +108,31 @@ def _sorted(y: Array, where: Array, table: Bounds) -> tuple[Array, Array, Array,
     return grid[0], grid[1], rest[0], rest[1]
 
 
-def _clip(z: Array, lower: Array, upper: Array, relax: float) -> tuple[Array, Array]:
-    """(z moved to its bounds and relax - 1 of the way beyond, how far z was out).
+def _clip(z: Array, lower: Array, upper: Array, relax: float, beyond: Scalar) -> tuple[Array, Array]:
+    """(z moved to its bounds, relax - 1 of the way and `beyond` further, to the middle at most; how far z was out).
 
     Going on from the bound, and not back from z, keeps all digits of the bound where z is far out.
     """
-    bound = jnp.clip(z, lower.astype(z.dtype), upper.astype(z.dtype))
+    lower, upper = lower.astype(z.dtype), upper.astype(z.dtype)
+    bound = jnp.clip(z, lower, upper)
     excess = z - bound
-    return bound - (relax - 1.0) * excess, excess
+    further = jnp.minimum(jnp.asarray(beyond, z.dtype), 0.5 * (upper - lower))
+    return bound - (relax - 1.0) * excess - further * jnp.sign(excess), excess
 
 
-def clip_sorted(y: Array, table: Bounds, relax: float = 1.0) -> tuple[Array, Array]:
+def clip_sorted(y: Array, table: Bounds, relax: float = 1.0, beyond: Scalar = 0.0) -> tuple[Array, Array]:
     """Sort, clip, unsort: ([n] moved towards the set, the largest violation of y []).
 
     Args:
         y: the numbers, [n], row after row.
         table: their bounds.
         relax: how far to go, 1 to the bound itself; up to 2 (the mirror image) makes repeated sweeps faster.
+        beyond: how much further, [], in the units of y.
     """
     places = jax.lax.iota(jnp.int32, y.shape[0])
     z, where, rest, where_rest = _sorted(y, places, table)
-    z, excess = _clip(z, table.lower, table.upper, relax)
-    rest, excess_rest = _clip(rest, table.lower_rest, table.upper_rest, relax)
+    z, excess = _clip(z, table.lower, table.upper, relax, beyond)
+    rest, excess_rest = _clip(rest, table.lower_rest, table.upper_rest, relax, beyond)
     moved = y.at[where.reshape(-1)].set(z.reshape(-1), unique_indices=True)
     largest = jnp.max(jnp.abs(excess))
     if rest.shape[0]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.typing import Array
+from ntrk_jax.typing import Array, Scalar
 from ntrk_jax.whitening import domains
 from ntrk_jax.whitening.order_statistics import Bounds, bounds, clip_sorted, rows_for
 
@@ -61,32 +61,37 @@ def tables_for(name: str, shape: tuple[int, ...], confidence: float, size: int) 
     )
 
 
-def _shift_and_scale(rows: Array, means: Bounds, energies: Bounds, relax: float) -> tuple[Array, Array]:
+def _shift_and_scale(
+    rows: Array, means: Bounds, energies: Bounds, relax: float, beyond: Scalar
+) -> tuple[Array, Array]:  # fmt: skip
     """Clip the means and energies of rows [m, d]: the moved rows and the largest violation."""
     d = rows.shape[1]
     root = float(np.sqrt(d))
     mean = jnp.mean(rows, axis=1)
     rest = rows - mean[:, None]
-    new_mean, worst = clip_sorted(mean * root, means, relax)
+    new_mean, worst = clip_sorted(mean * root, means, relax, beyond)
     if d == 1:
         return (new_mean / root)[:, None], worst
     energy = jnp.sqrt(2.0 * jnp.sum(rest * rest, axis=1))
-    new_energy, worst_energy = clip_sorted(energy, energies, relax)
+    new_energy, worst_energy = clip_sorted(energy, energies, relax, beyond)
     tiny = jnp.asarray(1e-20, rows.dtype)
     gain = jnp.where(energy > tiny, jnp.maximum(new_energy, 0.0) / jnp.maximum(energy, tiny), 1.0)
     return (new_mean / root)[:, None] + rest * gain[:, None], jnp.maximum(worst, worst_energy)
 
 
-def project_domain(y: Array, table: Tables, relax: float) -> tuple[Array, Array]:
-    """One pass over the sets of a domain: y [*shape] -> (moved [*shape], the largest violation of y [])."""
+def project_domain(y: Array, table: Tables, relax: float, beyond: Scalar = 0.0) -> tuple[Array, Array]:
+    """One pass over the sets of a domain: y [*shape] -> (moved [*shape], the largest violation of y []).
+
+    What is out goes to its bound, relax - 1 of the way and `beyond` standard deviations further.
+    """
     flat = y.reshape(-1)[table.order]
     n = flat.shape[0]
     m, d = table.values.lower.shape
-    moved, worst = clip_sorted(flat, table.values, relax)
-    _, worst_tiles = _shift_and_scale(flat[: m * d].reshape(m, d), table.means, table.energies, relax)
-    _, worst_total = _shift_and_scale(flat[None, :], table.mean, table.energy, relax)
-    rows, _ = _shift_and_scale(moved[: m * d].reshape(m, d), table.means, table.energies, relax)
+    moved, worst = clip_sorted(flat, table.values, relax, beyond)
+    _, worst_tiles = _shift_and_scale(flat[: m * d].reshape(m, d), table.means, table.energies, relax, beyond)
+    _, worst_total = _shift_and_scale(flat[None, :], table.mean, table.energy, relax, beyond)
+    rows, _ = _shift_and_scale(moved[: m * d].reshape(m, d), table.means, table.energies, relax, beyond)
     moved = jnp.concatenate([rows.reshape(-1), moved[m * d :]]) if m * d < n else rows.reshape(-1)
-    moved, _ = _shift_and_scale(moved[None, :], table.mean, table.energy, relax)
+    moved, _ = _shift_and_scale(moved[None, :], table.mean, table.energy, relax, beyond)
     worst = jnp.maximum(worst, jnp.maximum(worst_tiles, worst_total))
     return moved.reshape(-1)[table.place].reshape(y.shape), worst
