@@ -75,7 +75,7 @@ def test_extremes(scheme):
     assert np.asarray(scheme.ancestors(jax.random.key(1), jnp.zeros(1))).tolist() == [0]
 
 
-@pytest.mark.parametrize("num", [41, 47, 64, 82])
+@pytest.mark.parametrize("num", [41, 82])
 def test_equal_weights_leave_residual_nothing_to_draw(num):
     """Rounding takes from some K that K times 1 / K is 1."""
     parents = resampling.Residual().ancestors(jax.random.key(0), jnp.zeros(num))
