@@ -150,6 +150,7 @@ def test_every_step_draws_anew():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 50, 5000])
 def test_learning_rates_rise_and_fall_within_any_number_of_steps(num_steps):
-    rates = np.asarray([learning_rate(num_steps)(i) for i in np.linspace(0, num_steps, 6, dtype=int)])
+    steps = np.linspace(0, num_steps, 6, dtype=int).tolist()
+    rates = np.asarray([learning_rate(num_steps)(i) for i in steps])
     assert rates.max() <= 2.001e-3
     assert rates[-1] <= rates.max() if num_steps < 50 else rates[-1] < 2e-5
