@@ -15,13 +15,11 @@ import numpy as np
 
 from ntrk_jax.arguments import require_called, require_count
 from ntrk_jax.core import Step
-from ntrk_jax.schedules import Schedule
+from ntrk_jax.schedules import FIRST_TIME, Schedule
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Scalar
 
 __all__ = ["check_schedule", "circle", "grid", "karras", "shifted", "trailing", "uniform"]
-
-_FIRST_TIME = 1e-5
 
 
 def grid(schedule: Schedule, times: Array) -> Step:
@@ -82,7 +80,7 @@ def karras(
     within what the schedule reaches at times from 1e-5 to 1.
     """
     ramp = jnp.linspace(0.0, 1.0, _count(num_steps)) if num_steps > 1 else jnp.zeros((1,))
-    ends = [sigma / alpha for alpha, sigma in (schedule(1.0), schedule(_FIRST_TIME))]
+    ends = [sigma / alpha for alpha, sigma in (schedule(1.0), schedule(FIRST_TIME))]
     high, low = jnp.minimum(sigma_max, ends[0]) ** (1.0 / rho), jnp.maximum(sigma_min, ends[1]) ** (1.0 / rho)
     ratios = (high + ramp * (low - high)) ** rho
     times = jnp.minimum(schedule.time_of(ratios), 1.0)

@@ -49,7 +49,8 @@ def _as_time(t: Scalar) -> Array:
     return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(jnp.result_type(float))
 
 
-_NEXT_TO_ZERO = 1e-5
+FIRST_TIME = 1e-5
+"""The earliest time that is not 0 at which a model is asked."""
 
 
 def _increasing(*values: Any) -> bool:
@@ -157,7 +158,7 @@ class VE:
         ratio = _as_time(ratio)
         safe = jnp.maximum(ratio, self.sigma_min)
         t = jnp.log(safe / self.sigma_min) / jnp.log(jnp.asarray(self.sigma_max / self.sigma_min, ratio.dtype))
-        return jnp.where(ratio > 0, jnp.maximum(t, _NEXT_TO_ZERO), jnp.zeros_like(t))
+        return jnp.where(ratio > 0, jnp.maximum(t, FIRST_TIME), jnp.zeros_like(t))
 
 
 @pytree
