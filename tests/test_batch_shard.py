@@ -93,6 +93,7 @@ except batch.StoreError as error:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_same_bits_and_are_refused_together(alone, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

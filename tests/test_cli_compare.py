@@ -133,6 +133,7 @@ def test_the_page_and_the_table(das9):
     refused(invoke("compare", "--out", out), "exists already", "--overwrite")
 
 
+@pytest.mark.slow
 def test_digits_are_judged_by_other_numbers(digits):
     out, result, report = digits
     assert report["exact"] == {"mean_reward": None, "log_z": None}
@@ -188,7 +189,7 @@ def test_how_a_budget_is_spent(name, budget, steps, particles):
 def test_a_tree_at_another_temperature_than_the_laws_gives_no_log_z():
     task = problem("das9")
     for name, known in (("dts", True), ("dts_star", False)):
-        made = make(name, task, None, Budget(steps=10, particles=2), Choices())
+        made = make(name, task, None, Budget(steps=4, particles=2), Choices())
         draws, _ = Program(made, task, 2)(made, key_of(0))
         assert np.all(np.isfinite(draws.log_z) == known)
 

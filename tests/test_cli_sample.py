@@ -168,7 +168,7 @@ def test_any_method_of_the_catalogue_draws_one_sample(name):
     assert drawn.reward.shape == drawn.log_weights.shape == drawn.status.shape == ()
 
 
-@pytest.mark.parametrize("method", ["svdd_argmax", "dts", "rbf"])
+@pytest.mark.parametrize("method", ["svdd_argmax", pytest.param("dts", marks=pytest.mark.slow), "rbf"])
 def test_methods_that_search_and_trees(method, tmp_path):
     got = drawn(tmp_path / "x.npz", "--target", "skew2", "--method", method, "--steps", 5, "--num", 3, "--particles", 4)
     assert got["x"].shape == (3, 2)

@@ -34,7 +34,7 @@ import ntrk_jax as nk
 NAMES = nk.methods.names()
 RUN = [("f32", "vector"), ("bf16", "image")]
 TRACED = [("f32", "image"), ("bf16", "vector")]
-KINDS = "base flow_sde edm best_of_n svdd beam rbf ntrk calibrated dps tfg ugd tmpd flow_damped fk das psi dts".split()
+KINDS = "base svdd beam rbf ntrk dps tmpd fk dts".split()
 
 
 def rest_slow(values, kept):

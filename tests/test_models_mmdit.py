@@ -32,7 +32,7 @@ def test_every_patch_attends_to_every_other_and_places_matter(params):
 
 
 def test_rematerialisation_changes_memory_and_not_the_gradient(params):
-    deep = dataclasses.replace(NET, double_blocks=1, single_blocks=12)
+    deep = dataclasses.replace(NET, double_blocks=1, single_blocks=8)
     weights, x = jax.jit(deep.init)(jax.random.key(0)), jax.random.normal(jax.random.key(3), (8, 8, 3))
 
     def compiled(net):

@@ -98,6 +98,7 @@ def quick_compiler():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
 def test_a_short_training_writes_a_file_that_reads_back(tmp_path, monkeypatch):
     monkeypatch.setattr(digits, "_network", lambda rngs: MLP(digits.SHAPE, width=8, hidden=8, depth=1, rngs=rngs))

@@ -57,6 +57,16 @@ def test_a_component_that_was_unlikely_may_carry_the_value():
     assert float(value(KEY, jnp.zeros(1), 1.0)) == pytest.approx(200.0 + 8.0 + np.log(1e-37), rel=1e-4)
 
 
+def test_draws_that_a_reward_forbids_leave_the_derivatives_finite():
+    """d V / d beta = V / beta - E[r exp(r / beta)] / (beta E[exp(r / beta)]), over the draws that are allowed."""
+    wall = lambda x0: jnp.where(x0[0] > X[0], x0[1], -jnp.inf)
+    value = lambda beta: values.Smoothed(SCHEDULE, beta, num_samples=8)(key(), X, 0.5, X, wall)
+    beta, step = jnp.float32(0.7), 1e-2
+    slope = (value(beta + step) - value(beta - step)) / (2 * step)
+    assert float(jax.grad(value)(beta)) == pytest.approx(float(slope), rel=1e-2)
+    assert float(value(jnp.inf)) == -np.inf
+
+
 def test_a_reward_of_more_than_one_number_is_refused():
     for value in (values.MonteCarlo(TARGET, SCHEDULE), values.Smoothed(SCHEDULE)):
         with pytest.raises(ValueError, match="the reward must give a scalar"):

@@ -106,7 +106,7 @@ def test_small_arrays_pass_in_every_precision(dtype):
             assert name not in ("smooth", "mask") or cosine(out.noise, g) > 0.5
 
 
-@pytest.mark.parametrize("shape", [(1,), (8, 8, 3)])
+@pytest.mark.parametrize("shape", [(1,), pytest.param((8, 8, 3), marks=pytest.mark.slow)])
 def test_each_dtype_stays_itself_with_double_precision_on(shape):
     """Traced only: strict promotion refuses any place where two precisions would meet."""
     with jax.enable_x64(True):

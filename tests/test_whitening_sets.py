@@ -124,9 +124,9 @@ def field_gradient():
 
 
 def test_sweeps_that_would_go_in_a_circle_end():
-    """With sweeps to the bounds alone one in twenty never ends, by the way that ties are broken."""
-    g = field_gradient()
-    out = jax.jit(jax.vmap(lambda key: TypicalSet(g.shape).detailed(g, key)))(jax.random.split(jax.random.key(5), 80))
+    """With sweeps to the bounds alone one in twenty never ends, by the way that ties are broken; three of these."""
+    g, keys = field_gradient(), jax.random.split(jax.random.key(5), 80)[28:51]
+    out = jax.jit(jax.vmap(lambda key: TypicalSet(g.shape).detailed(g, key)))(keys)
     assert np.max(out.violation) <= 0.01
     assert np.max(out.sweeps) < 40
 
