@@ -1,4 +1,4 @@
-"""What constructors refuse in the same words: classes for objects, broken counts, rewards without gradient."""
+"""What constructors refuse in the same words: classes, broken counts, rewards of several numbers or without gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from ntrk_jax.tree import Function
 
-__all__ = ["refuse_class", "require_called", "require_count", "valueless"]
+__all__ = ["refuse_class", "require_called", "require_count", "require_scalar", "valueless"]
 
 
 def refuse_class(name: str, value: Any) -> None:
@@ -30,6 +30,13 @@ def require_count(least: int = 1, /, **counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be at least {least} and a whole number, got {value!r}.")
+
+
+def require_scalar(value: Any) -> Any:
+    """The reward of one sample; raise ValueError unless it is one number."""
+    if np.shape(value) != ():
+        raise ValueError(f"a reward must return a scalar for one sample, got shape {np.shape(value)}; sum or index it.")
+    return value
 
 
 def valueless(reward: Any) -> str:

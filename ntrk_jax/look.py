@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.arguments import valueless
+from ntrk_jax.arguments import require_scalar, valueless
 from ntrk_jax.core import Denoiser, Evals, Lookahead, Reward, Status, Value, algebra_dtype
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
@@ -145,11 +145,7 @@ class Look:
 
 
 def _scalar(value: Any, dtype: Any) -> Array:
-    if jnp.shape(value) != ():
-        raise ValueError(
-            f"a reward must return a scalar for one sample, got shape {jnp.shape(value)}; sum or index it."
-        )
-    return jnp.asarray(value).astype(dtype)
+    return jnp.asarray(require_scalar(value)).astype(dtype)
 
 
 def _sane(x: Sample, x0: Sample, value: Any, grad: Array) -> tuple[Lookahead, Array]:

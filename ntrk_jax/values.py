@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count
+from ntrk_jax.arguments import require_count, require_scalar
 from ntrk_jax.core import soft_mean
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import derived, is_concrete, pytree, static
@@ -247,10 +247,7 @@ class Learned:
 
 def _rewards(reward: Any, draws: Array) -> Array:
     """The rewards [num] of draws [num, *shape]."""
-    rewards = jax.vmap(reward)(draws)
-    if rewards.ndim != 1:
-        raise ValueError(f"the reward must give a scalar [], got an array of shape {rewards.shape[1:]}.")
-    return rewards
+    return jax.vmap(lambda x0: require_scalar(reward(x0)))(draws)
 
 
 def _check_draws(temperature: Scalar, num_samples: int) -> None:

@@ -59,8 +59,13 @@ def test_a_component_that_was_unlikely_may_carry_the_value():
 
 def test_draws_that_a_reward_forbids_leave_the_derivatives_finite():
     """d V / d beta = V / beta - E[r exp(r / beta)] / (beta E[exp(r / beta)]), over the draws that are allowed."""
-    wall = lambda x0: jnp.where(x0[0] > X[0], x0[1], -jnp.inf)
-    value = lambda beta: values.Smoothed(SCHEDULE, beta, num_samples=8)(key(), X, 0.5, X, wall)
+
+    def wall(x0):
+        return jnp.where(x0[0] > X[0], x0[1], -jnp.inf)
+
+    def value(beta):
+        return values.Smoothed(SCHEDULE, beta, num_samples=8)(key(), X, 0.5, X, wall)
+
     beta, step = jnp.float32(0.7), 1e-2
     slope = (value(beta + step) - value(beta - step)) / (2 * step)
     assert float(jax.grad(value)(beta)) == pytest.approx(float(slope), rel=1e-2)
@@ -69,7 +74,7 @@ def test_draws_that_a_reward_forbids_leave_the_derivatives_finite():
 
 def test_a_reward_of_more_than_one_number_is_refused():
     for value in (values.MonteCarlo(TARGET, SCHEDULE), values.Smoothed(SCHEDULE)):
-        with pytest.raises(ValueError, match="the reward must give a scalar"):
+        with pytest.raises(ValueError, match="a reward must return a scalar"):
             value(key(), X, 0.5, X, lambda x0: x0)
 
 
