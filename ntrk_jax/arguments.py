@@ -1,4 +1,4 @@
-"""What constructors refuse in the same words: classes, broken counts, rewards of several numbers or without gradient."""
+"""What constructors refuse in the same words: classes, broken counts, rewards of many numbers or without gradient."""
 
 from __future__ import annotations
 
