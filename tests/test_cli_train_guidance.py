@@ -79,13 +79,15 @@ def test_a_stopped_run_goes_on_to_the_same_end(finished, tmp_path, monkeypatch):
 def test_sampling_with_what_was_learned(finished, tmp_path):
     drawn = tmp_path / "s.npz"
     args = ("sample", "--method", "tds", "--particles", 4, "--num", 4, "--steps", 2, "--value", finished[0])
-    result = invoke(*args, "--target", "skew2", "--out", drawn)
+    result = invoke(*args, "--target", "skew2", "--temperature", 2, "--out", drawn)
     assert result.exit_code == 0, result.output
     with np.load(drawn) as got:
         assert (got["evals_model_vjp"] == 0).all(), "the learned value asks nothing of the model"
         assert "values.Learned" in str(got["sampler"])
     refused(invoke(*args, "--target", "skew3"), "--value", "shape (2,), got (3,)")
     refused(invoke(*args, "--target", "skew2", "--schedule", "VE"), "--value", "was made for")
+    refused(invoke(*args, "--target", "das8"), "--value", "learned for the target skew2, not for das8")
+    refused(invoke(*args, "--target", "skew2"), "learned at temperature 2; give --temperature 2")
     refused(invoke(*args[:-1], tmp_path, "--target", "skew2"), "--value", "holds no value")
 
 

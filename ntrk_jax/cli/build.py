@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ntrk_jax as nk
@@ -36,8 +38,14 @@ def prepare(method: str, task: Named, choices: Choices, num_steps: int) -> tuple
     """
     grid = nk.grid(task.schedule, nk.grids.uniform(num_steps))
     sampler = build(method, task, choices, grid)
-    tree = nk.methods.CATALOGUE[method].tree
-    return sampler, nk.samplers.rollouts(choices.particles or ROLLOUTS) if tree else grid
+    entry = nk.methods.CATALOGUE[method]
+    aimed = aimed_temperature(method, choices)
+    if entry.strength == "temperature" and _learned_for(choices.value).get("temperature", aimed) != aimed:
+        learned = _learned_for(choices.value)["temperature"]
+        raise BadInput(
+            f"--value {choices.value} was learned at temperature {learned:g}; give --temperature {learned:g}."
+        )
+    return sampler, nk.samplers.rollouts(choices.particles or ROLLOUTS) if entry.tree else grid
 
 
 def build(method: str, task: Named, choices: Choices, grid: Any = None) -> Any:
@@ -141,7 +149,19 @@ def _value(task: Named, value: str, temperature: float) -> Any:
         learned = load_value(value)
         nk.grids.check_schedule(learned, nk.grid(task.schedule, nk.grids.uniform(4)))
         jax.eval_shape(lambda x: learned(jax.random.key(0), x, 0.5), jax.ShapeDtypeStruct(task.shape, "float32"))
+        target = _learned_for(value).get("target", task.name)
+        if target != task.name:
+            raise ValueError(f"it was learned for the target {target}, not for {task.name}.")
         return learned
+
+
+def _learned_for(value: str) -> dict[str, Any]:
+    """The settings that a value was learned with, where the report of its training lies beside it."""
+    folder = Path(value).parent if (Path(value) / "network.json").is_file() else Path(value)
+    try:
+        return dict(json.loads((folder / "report.json").read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _accepts(entry: Any) -> tuple[set[str], bool]:
