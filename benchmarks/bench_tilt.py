@@ -31,7 +31,7 @@ from ntrk_jax.cli import main
 from ntrk_jax.cli.problems import Named, problem
 from ntrk_jax.cli.tilt_report import judge
 from ntrk_jax.training import TiltLoss, denoise, tilt
-from ntrk_jax.training.fit import FitState
+from ntrk_jax.training.fit import begin
 from ntrk_jax.training.tilt_rounds import _steps
 
 COMMANDS = {
@@ -123,8 +123,7 @@ def published(seed, rounds=20, num=1000, steps=400):
         x = draws(model, keys[3 + 2 * i])
         raw = jax.vmap(reward)(x).astype(jnp.float32) / rounds
         loss = TiltLoss(model, model, method="explicit", kind="eps")
-        start = FitState(jnp.zeros((), jnp.int32), model.variables, model.variables, adam.init(model.variables), 0.0)
-        start = jax.tree.map(jnp.asarray, start)
+        start = begin(model.variables, adam.init(model.variables))
         state = _steps(keys[4 + 2 * i], loss, (x, raw), 0.9, start, adam, 64, steps)
         model = nk.tree.replace(model, variables=state.params)
     seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent}

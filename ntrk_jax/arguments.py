@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ntrk_jax.tree import Function
+from ntrk_jax.tree import Function, is_concrete
 
-__all__ = ["refuse_class", "require_called", "require_count", "require_scalar", "valueless"]
+__all__ = ["refuse_class", "require_called", "require_count", "require_scalar", "require_times", "valueless"]
 
 
 def refuse_class(name: str, value: Any) -> None:
@@ -30,6 +30,14 @@ def require_count(least: int = 1, /, **counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be at least {least} and a whole number, got {value!r}.")
+
+
+def require_times(low: Any, high: Any) -> None:
+    """Raise ValueError unless 0 <= low <= high <= 1, where both are known."""
+    if is_concrete(low) and is_concrete(high):
+        ends = np.asarray(low), np.asarray(high)
+        if not np.all((ends[0] >= 0) & (ends[0] <= ends[1]) & (ends[1] <= 1)):
+            raise ValueError(f"times need 0 <= low <= high <= 1, got low = {low} and high = {high}.")
 
 
 def require_scalar(value: Any) -> Any:

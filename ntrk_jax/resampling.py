@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Step
+from ntrk_jax.core import Step, algebra_dtype
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Scalar
 
@@ -41,7 +41,8 @@ class Scheme(Protocol):
 
 
 def alive(log_weights: Array) -> Array:
-    """The log-weights with every one that is not finite at -inf."""
+    """The log-weights, in at least float32, with every one that is not finite at -inf."""
+    log_weights = log_weights.astype(algebra_dtype(log_weights))
     return jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
 
 
@@ -89,7 +90,7 @@ def _invert(probabilities: Array, positions: Array) -> Array:
 
 def systematic(key: Key, log_weights: Array, num: int) -> Array:
     """Rows [num] drawn from log_weights [K] evenly, ascending: row i floor(num w_i) or floor(num w_i) + 1 times."""
-    offset = jax.random.uniform(key, (), log_weights.dtype)
+    offset = jax.random.uniform(key, (), algebra_dtype(log_weights))
     return _invert(_probabilities(log_weights), (jnp.arange(num, dtype=offset.dtype) + offset) / num)
 
 
@@ -117,7 +118,7 @@ class Multinomial:
 
     def ancestors(self, key: Key, log_weights: Array) -> Array:
         """The parent of each new particle, [K]."""
-        positions = jax.random.uniform(key, log_weights.shape, log_weights.dtype)
+        positions = jax.random.uniform(key, log_weights.shape, algebra_dtype(log_weights))
         return _invert(_probabilities(log_weights), positions)
 
     def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
@@ -135,7 +136,7 @@ class Stratified:
     def ancestors(self, key: Key, log_weights: Array) -> Array:
         """The parent of each new particle, [K], ascending."""
         num = log_weights.shape[0]
-        inside = jax.random.uniform(key, (num,), log_weights.dtype)
+        inside = jax.random.uniform(key, (num,), algebra_dtype(log_weights))
         return _invert(_probabilities(log_weights), (jnp.arange(num, dtype=inside.dtype) + inside) / num)
 
     def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
@@ -173,7 +174,7 @@ class Residual:
         whole = jnp.floor(shares + _ROUNDING * jnp.finfo(shares.dtype).eps * jnp.maximum(shares, 1.0))
         rest = jnp.maximum(shares - whole, 0.0)
         rest = jnp.where(jnp.sum(rest) > 0, rest, jnp.ones_like(rest))
-        drawn = _invert(rest / jnp.sum(rest), jax.random.uniform(key, (num,), log_weights.dtype))
+        drawn = _invert(rest / jnp.sum(rest), jax.random.uniform(key, (num,), algebra_dtype(log_weights)))
         counts = whole.astype(jnp.int32)
         sure = jnp.repeat(jnp.arange(num, dtype=jnp.int32), counts, total_repeat_length=num)
         return jnp.where(jnp.arange(num) < jnp.sum(counts), sure, drawn)
@@ -199,7 +200,7 @@ class SSP:
         shares = _probabilities(log_weights) * num
         whole = jnp.floor(shares)
         rest = shares - whole
-        coins = jax.random.uniform(key, (num,), log_weights.dtype)
+        coins = jax.random.uniform(key, (num,), algebra_dtype(log_weights))
 
         def settle(carry: tuple[Array, Array], item: tuple) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
             (i, a), (j, b, coin) = carry, item
@@ -248,7 +249,7 @@ class WhenESS:
     def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
         """Resample or carry: the tree, the log-weights, the parents (each its own where carried)."""
         num = log_weights.shape[0]
-        equal = _ROUNDING * jnp.finfo(log_weights.dtype).eps  # what rounding takes from the size of equal weights
+        equal = _ROUNDING * jnp.finfo(algebra_dtype(log_weights)).eps  # lost of equal weights to rounding
         wanted = ess(log_weights) < self.threshold * num * (1.0 - equal)
         parents = _parents(self.scheme, key, log_weights)
         parents = jnp.where(wanted, parents, jnp.arange(num, dtype=parents.dtype))
@@ -264,11 +265,21 @@ class Spaced:
 
     Attributes:
         interval: between two times. low, high: of the window; times are in [0, 1], 1 is noise.
+
+    Raises:
+        ValueError: if the interval is not positive, or low above high.
     """
 
     interval: Scalar = 0.2
     low: Scalar = 0.2
     high: Scalar = 0.8
+
+    def __post_init__(self) -> None:
+        """Refuse what never resamples."""
+        if is_concrete(self.interval) and not np.all(np.asarray(self.interval) > 0):
+            raise ValueError(f"interval must be positive, got {self.interval}.")
+        if is_concrete(self.low) and is_concrete(self.high) and not np.all(np.less_equal(self.low, self.high)):
+            raise ValueError(f"low must be at most high, got {self.low} and {self.high}.")
 
     def __call__(self, step: Step) -> Array:
         """Whether to resample after this row, []."""

@@ -31,7 +31,7 @@ from jax.core import Tracer
 
 from ntrk_jax import naming
 
-__all__ = ["Function", "derived", "describe", "digest", "is_concrete", "pytree", "replace", "static"]
+__all__ = ["Function", "as_float", "derived", "describe", "digest", "is_concrete", "pytree", "replace", "static"]
 
 T = TypeVar("T")
 
@@ -169,7 +169,8 @@ def _wrap_functions_first(cls: type) -> None:
     """Before `__post_init__`: a plain function given where a leaf is expected becomes a `Function`, in a tuple
     or a list of members too.
 
-    And a whole or a NumPy number where the default is a float becomes one, since another type is another program.
+    And a whole or a NumPy number becomes a float where the default is one, or there is none and a Scalar is meant,
+    since another type is another program.
     """
     checks = cls.__dict__.get("__post_init__")
 
@@ -183,8 +184,8 @@ def _wrap_functions_first(cls: type) -> None:
                 object.__setattr__(self, field.name, wrapped)
             elif _is_plain_function(value):
                 object.__setattr__(self, field.name, Function(value))
-            elif isinstance(field.default, float) and _is_plain_number(value):
-                object.__setattr__(self, field.name, float(value))
+            elif isinstance(field.default, float) or (field.default is dataclasses.MISSING and field.type == "Scalar"):
+                object.__setattr__(self, field.name, as_float(value))
         if checks is not None:
             checks(self)
 
@@ -195,8 +196,10 @@ def _is_plain_function(value: Any) -> bool:
     return callable(value) and not isinstance(value, Function) and jax.tree_util.all_leaves([value])
 
 
-def _is_plain_number(value: Any) -> bool:
-    return isinstance(value, int | np.integer | np.floating) and not isinstance(value, bool)
+def as_float(value: Any) -> Any:
+    """A whole or a NumPy number as a float; anything else as it is."""
+    plain = isinstance(value, int | np.integer | np.floating) and not isinstance(value, bool)
+    return float(value) if plain else value
 
 
 class Function:

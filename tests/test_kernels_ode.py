@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntrk_jax import metrics, schedules, targets
+from ntrk_jax import metrics, models, schedules, targets
 from ntrk_jax.kernels.ode import ProbabilityFlow
 
 LAW = targets.skewed(2).mixture
@@ -64,3 +64,21 @@ def test_images_and_a_solver_that_gives_up():
     assert np.isnan(jax.jit(flow_of(schedules.RectifiedFlow(), law, max_steps=2).log_prob)(image))
     with pytest.raises(ValueError, match="num_probes must be at least 1"):
         flow.log_prob(image, jax.random.key(0), num_probes=0)
+
+
+def test_a_schedule_that_ends_at_much_noise_smooths_by_that_much():
+    law, schedule = (
+        targets.GaussianMixture(np.ones(1), np.zeros((1, 2)), 0.09 * np.eye(2)[None]),
+        schedules.VE(0.1, 50.0),
+    )
+    flow, std = flow_of(schedule, law), np.sqrt(0.09 + 0.01)
+    np.testing.assert_allclose(jax.jit(flow.sample)(50.0 * jnp.array([1.0, -1.0])), [std, -std], rtol=2e-3)
+    np.testing.assert_allclose(jax.jit(flow.log_prob)(jnp.zeros(2)), -np.log(2 * np.pi * std**2), atol=2e-3)
+
+
+def test_flows_that_cannot_be_integrated_are_refused():
+    for options in ({"min_ratio": 0.0}, {"rtol": -1.0}, {"max_steps": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+            flow_of(schedules.VPCosine(), **options)
+    with pytest.raises(ValueError, match="was made for"):
+        ProbabilityFlow(models.Exact(LAW, schedules.VPCosine()), schedules.VPLinear())

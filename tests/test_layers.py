@@ -26,7 +26,8 @@ LAYERS = {
 MAY_USE = {
     "grids": {"schedules"}, "models": {"schedules", "tweedie", "targets"},
     "targets": {"schedules", "rewards", "tweedie"},
-    "kernels": {"tweedie", "schedules"}, "values": {"schedules", "tweedie", "targets"}, "guidance": {"tweedie"},
+    "kernels": {"tweedie", "schedules", "grids"}, "values": {"schedules", "tweedie", "targets"},
+    "guidance": {"tweedie"},
     "metrics": {"whitening", "targets"}, "whitening": set(), "rewards": {"tweedie"},
 }  # fmt: skip
 HEAVY = {"matplotlib", "sklearn", "rich", "click", "orbax", "flax", "diffrax", "optax", "scipy.stats", "zarr"}

@@ -87,8 +87,24 @@ def test_nearest_neighbours():
     assert metrics.nearest_index(x, reference).tolist() == [7, 3, 19]
 
 
+def test_equal_sets_are_at_distance_zero_with_a_finite_gradient():
+    x = jax.random.normal(KEY(0), (4, 2))
+    for distance in (
+        lambda x: metrics.sliced_wasserstein(KEY(0), x, jax.lax.stop_gradient(x)),
+        lambda x: jnp.sum(metrics.nearest_distance(x, jax.lax.stop_gradient(x))),
+    ):
+        value, grad = jax.value_and_grad(distance)(x)
+        assert float(value) == 0.0
+        assert np.all(np.isfinite(grad))
+    assert float(metrics.mmd(jnp.ones((4, 2)), jnp.ones((5, 2)))) == 0.0
+
+
 def test_bad_samples_are_refused():
     x = jnp.zeros((4, 2))
+    with pytest.raises(ValueError, match="bandwidth must be positive"):
+        metrics.mmd(x, x, bandwidth=0.0)
+    with pytest.raises(ValueError, match="num_repeats must be at least 1"):
+        metrics.two_sample_floor(KEY(0), None, 4, num_repeats=0)
     with pytest.raises(ValueError, match="two sets of samples"):
         metrics.sliced_wasserstein(KEY(0), x, jnp.zeros((4, 3)))
     with pytest.raises(ValueError, match="order and num_projections"):

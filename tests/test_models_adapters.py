@@ -160,6 +160,12 @@ def test_an_inference_function_gives_its_weights_up_as_leaves():
     assert model.function.base_inference_fn.params is None
     doubled = jax.tree.map(lambda a: 2 * a, model)
     assert float(jnp.max(jnp.abs(doubled(x, 0.4) - model(x, 0.4)))) > 0.1
+    other = nk.replace(
+        model, function=Guided(base_inference_fn=LinenInference(network="net", params={"w": jnp.array(2.0)}))
+    )
+    assert float(other.params["base_inference_fn"]["params"]["w"]) == 2.0
+    kept = nk.replace(model, num_calls=1)
+    assert float(kept.params["base_inference_fn"]["params"]["w"]) == 0.5
     with pytest.raises(ValueError, match="predicts epsilon, x0, not 'score'"):
         nk.models.InferenceDenoiser(inner, schedule, "score")(x, 0.4)
     with pytest.raises(ValueError, match="kind must be one of"):

@@ -55,6 +55,8 @@ def test_classifier_free_extrapolates_from_null_to_the_condition(strength, expec
 def test_classifier_free_needs_a_condition():
     with pytest.raises(ValueError, match="needs a condition"):
         ClassifierFree(conditional(None), 2.0, jnp.asarray(0.0))(jnp.ones(3), 0.3)
+    with pytest.raises(ValueError, match="null=None around a model that falls back"):
+        ClassifierFree(conditional(jnp.asarray(1.0)), 2.0, None, jnp.asarray(2.0))
 
 
 def test_cast_runs_the_network_in_bfloat16_and_spares_the_schedule():

@@ -119,3 +119,16 @@ def test_spaced_rows_do_not_depend_on_the_number_of_steps(num_steps):
     steps = nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(num_steps))
     chosen = np.asarray(jax.vmap(resampling.Spaced(0.2, 0.2, 0.8))(steps))
     np.testing.assert_allclose(np.asarray(steps.s)[chosen], [0.8, 0.6, 0.4, 0.2], atol=1e-5)
+
+
+def test_windows_that_never_resample_are_refused():
+    for args, words in (((0.0,), "interval must be positive"), ((0.2, 0.8, 0.2), "low must be at most high")):
+        with pytest.raises(ValueError, match=words):
+            resampling.Spaced(*args)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_weights_of_half_precision_lose_no_particles(scheme):
+    parents = scheme.ancestors(jax.random.key(0), jnp.zeros(1000, jnp.bfloat16))
+    childless = np.mean(np.bincount(np.asarray(parents), minlength=1000) == 0)
+    assert childless < 0.41, "of independent draws 1 / e have none"

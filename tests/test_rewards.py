@@ -145,3 +145,8 @@ def test_bad_forms_are_refused():
         rewards.Quadratic(np.eye(3), np.zeros(2))
     with pytest.raises(ValueError, match="precision must be a number or a matrix"):
         rewards.Quadratic(np.ones(2), np.zeros(2))
+
+
+def test_a_sample_that_is_no_number_has_no_reward():
+    cliff = rewards.HalfSpace(np.array([1.0, 0.0]), 0.5, 4.0)
+    assert np.isnan(cliff(jnp.array([np.nan, 0.0])))

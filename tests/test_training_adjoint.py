@@ -97,6 +97,7 @@ def test_a_subset_of_rows_is_all_of_them_when_it_is_full_and_clipping_shortens()
         (lambda: matching(num_rows=64), "num_rows must be between 1 and 63"),
         (lambda: nk.replace(matching(), temperature=0.0), "temperature must be positive"),
         (lambda: nk.replace(matching(), kernel=nk.kernels.FlowODE()), "stochastic kernel.*FlowODE"),
+        (lambda: nk.replace(matching(), kernel=nk.kernels.EDM(0.2, 0.05, 1.0)), "EDM draws none in row 0, at t = 1"),
         (lambda: nk.replace(matching(), steps=nk.grid(PATH, nk.grids.uniform(1))), "at least two rows"),
         (lambda: nk.replace(matching(), reward=nk.rewards.HalfSpace(np.ones(1))), "differentiable reward.*HalfSpace"),
     ],

@@ -190,7 +190,15 @@ def test_advantages_are_of_their_group_and_cut():
         (lambda: DRaFT(MODEL, reward, STEPS, num_live=7), "num_live must be between 1 and 6"),
         (lambda: DRaFT(MODEL, reward, STEPS, num_copies=2), "needs num_live=1"),
         (lambda: DRaFT(MODEL, nk.rewards.HalfSpace(np.ones(2)), STEPS), "DRaFT needs a differentiable reward"),
+        (lambda: DRaFT(MODEL, reward, STEPS, num_live=1.5), "num_live must be at least 1 and a whole number"),
         (lambda: AlignProp(MODEL, reward, STEPS, share=1.5), "share must lie in"),
+        (lambda: AlignProp(MODEL, reward, STEPS, share=jnp.array([0.5, 1.5])), "share must lie in"),
+        (
+            lambda: gather(
+                jax.random.key(0), MODEL.variables, MODEL, lambda x: x, nk.kernels.DDIM(), STEPS, jnp.ones((2, 2))
+            ),
+            "scalar",
+        ),
         (lambda: AlignProp(MODEL, nk.rewards.HalfSpace(np.ones(2)), STEPS), "AlignProp needs a differentiable reward"),
         (lambda: PolicyGradient(MODEL, STEPS, ODE), "PolicyGradient needs a stochastic kernel"),
         (lambda: ddpo(MODEL, STEPS, clip=-1.0), "clip must be at least 0"),

@@ -113,6 +113,16 @@ def test_average_is_the_stated_recursion():
     np.testing.assert_allclose(state.average, average, rtol=1e-5)
 
 
+def test_an_average_in_half_precision_does_not_stand_still():
+    def loss(key, w, x):
+        return jnp.square(w.astype(jnp.float32) - x)
+
+    start, data = jnp.full((), -1.0, jnp.bfloat16), jnp.ones(2)
+    state = fit(KEY, loss, start, data, optax.adam(1e-2), 3000, batch_size=2, chunk=3000)
+    assert state.average.dtype == jnp.bfloat16
+    assert float(state.average) == pytest.approx(float(state.params), abs=0.01)
+
+
 def test_unreadable_checkpoints(tmp_path):
     state = run(1, chunk=1)
     (tmp_path / "foreign").mkdir()

@@ -10,6 +10,7 @@ import pytest
 import ntrk_jax as nk
 from ntrk_jax import training as nt
 from ntrk_jax.models.value_nets import ValueMLP
+from ntrk_jax.training import noise_aware
 
 SCHEDULE = nk.schedules.VPCosine()
 BETA = 0.8
@@ -112,10 +113,47 @@ def test_a_network_far_off_has_a_finite_loss():
     assert all(np.isfinite(v) for v in jax.jit(jax.value_and_grad(loss, 1))(jax.random.key(0), 1.0, draws))
 
 
+@pytest.mark.parametrize(("shift", "kinds"), [(4.0, ("bregman", "regression")), (7.0, ("bregman", "regression"))])
+def test_a_tilt_of_many_nats_is_still_the_minimiser(shift, kinds):
+    """N(0, 1) tilted by exp(shift x): near the data the value lies shift^2 / 2 nats above its level."""
+    base = jax.random.normal(jax.random.key(0), (2048, 1))
+    tilted = jax.random.normal(jax.random.key(1), (2048, 1)) + shift
+    level, *weights = nt.balanced(shift * base[:, 0], shift * tilted[:, 0])
+    x0 = jnp.concatenate([base, tilted])
+    draws, grid = nt.Group(x0, shift * x0[:, 0], jnp.concatenate(weights)), jnp.linspace(-5.0, 120.0, 1251)
+    for kind in kinds:
+        loss = nt.ValueLoss(lambda u, x, t: u, SCHEDULE, 1.0, level, kind)
+        at = jax.vmap(loss.at, (0, None, None, None))(grid, SCHEDULE(0.05)[0] * jnp.array([shift]), 0.05, draws)
+        assert float(grid[jnp.argmin(at)]) == pytest.approx(shift**2 / 2, rel=0.1)
+
+
+def test_losses_of_any_gain_are_finite():
+    """Weights are exp(log_weight + gain), at most 2, where exp(gain) alone is no float32."""
+    draws = nt.Group(jnp.zeros((2, 1)), jnp.array([0.0, 200.0]), jnp.array([0.0, -199.5]))
+    for kind in ("bregman", "regression", "log", "consistency"):
+        loss = nt.ValueLoss(lambda w, x, t: w + w * x[0], SCHEDULE, kind=kind, model=MODEL)
+        assert all(np.isfinite(v) for v in jax.jit(jax.value_and_grad(loss, 1))(jax.random.key(0), 1.0, draws))
+
+
+def test_values_are_fitted_to_one_finite_reward_a_draw():
+    x = jnp.ones((8, 1))
+    for rewards, words in (
+        (jnp.ones((8, 1)), "one number for each draw"), (jnp.ones(4), "one number for each draw"),
+        (jnp.full(8, -jnp.inf), "must be finite"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            nt.fit_value(jax.random.key(0), nt.value_network(x, SCHEDULE), SCHEDULE, x, rewards)
+        with pytest.raises(ValueError, match=f"tilted.* {words}"):
+            nt.fit_value(
+                jax.random.key(0), nt.value_network(x, SCHEDULE), SCHEDULE, x, jnp.ones(8), tilted=(x, rewards)
+            )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"kind": "mse"}, "kind must be"), ({"temperature": 0.0}, "temperature"), ({"consistency": -1.0}, "consistency"),
-     ({"kind": "consistency"}, "needs the base model")],
+     ({"kind": "consistency"}, "needs the base model"), ({"num_noised": 0}, "num_noised must be at least 1"),
+     ({"low": 0.9, "high": 0.1}, "0 <= low <= high <= 1")],
 )  # fmt: skip
 def test_refused_losses(options, words):
     with pytest.raises(ValueError, match=words):
@@ -305,3 +343,10 @@ def test_an_untrained_correction_changes_nothing():
     network, x0 = ValueMLP((2,), SCHEDULE, width=8), jnp.array([1.0, 2.0])
     value = nt.NoiseAware(network, network.init(jax.random.key(0)), 3.0)
     assert float(value(None, x0, 0.5, x0, jnp.sum)) == 3.0
+
+
+def test_where_no_row_is_clean_enough_the_cleanest_is_pressed():
+    paths = noise_aware.Paths(jnp.arange(3.0)[:, None], jnp.array([0.9, 0.5, 0.2]), jnp.zeros(()))
+    loss = noise_aware.DistilLoss(lambda w, x0, t: w, lambda x0: x0[0], high=0.1)
+    pressed = jax.vmap(lambda k: loss(k, jnp.zeros(()), paths))(jax.random.split(jax.random.key(0), 20))
+    np.testing.assert_array_equal(pressed, 4.0)

@@ -77,3 +77,9 @@ def test_refused_names(name, options):
     args = {"kind": "x0", name: options}
     with pytest.raises(ValueError, match=f"{name} must be one of"):
         DenoisingLoss(gaussian("x0"), args.pop("kind"), FLOW, **args)
+
+
+@pytest.mark.parametrize("options", [{"low": 0.9, "high": 0.1}, {"high": 5.0}, {"low": -1.0}, {"max_snr": -1.0}])
+def test_refused_numbers(options):
+    with pytest.raises(ValueError, match="0 <= low <= high <= 1|max_snr must be positive"):
+        DenoisingLoss(gaussian("x0"), "x0", FLOW, weight="snr", **options)

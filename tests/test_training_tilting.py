@@ -194,9 +194,42 @@ def test_one_weighted_round_is_made_where_the_whole_tilt_leaves_a_fifth_effectiv
         (TiltPlan(ess=0.9), 0.0, mild),
     ):  # fmt: skip
         assert rounds._settled(plan, a, r).method == "explicit"
+    cliff = np.where(np.arange(4000) < 8, -1000.0, 0.0)  # the effective size does not see what an explicit step would
+    assert effective_share(cliff) > 0.99
+    assert rounds._settled(TiltPlan(), 0.5, cliff).method == "implicit"
     assert rounds._settled(TiltPlan("implicit"), 0.0, mild) == TiltPlan("implicit"), "what was named is kept"
     halves = np.log(np.array([1.0, 1.0, 1e-30, 1e-30])) + 900.0
     assert effective_share(halves) == pytest.approx(0.5)
+
+
+def test_a_weight_too_small_for_its_dtype_has_no_say():
+    loss = TiltLoss(denoiser(), None, method="weighted")
+    for log_weight in (-1000.0, 0.0):
+        value, grad = jax.value_and_grad(loss, 1)(key(), jnp.array(0.5), (jnp.ones(2), jnp.float32(log_weight)))
+        assert (float(value) > 0, float(grad) != 0) == (log_weight == 0.0, log_weight == 0.0)
+        assert np.isfinite(value)
+        assert np.isfinite(grad)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"rate": -1.0}, "rate and noise must be positive"), ({"noise": 0.0}, "rate and noise"), ({"decay": 2.0}, "decay"),
+     ({"num_others": -1}, "num_others must be at least 0"), ({"num_refresh": -1}, "num_refresh must be at least 0"),
+     ({"kind": "noise"}, "kind must be one of")],
+)  # fmt: skip
+def test_plans_that_mean_nothing_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        TiltPlan(**options)
+
+
+def test_draws_of_a_schedule_that_ends_at_much_noise():
+    """Rows below its least noise stand at one time."""
+    schedule, law = (
+        nk.schedules.VE(0.1, 50.0),
+        nk.targets.GaussianMixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None]),
+    )
+    x = draw(key(), nk.models.Exact(law, schedule), 256, (2,), 48)
+    np.testing.assert_allclose(x.std(0), 1.0, atol=0.03)
 
 
 TINY = {"num_others": 3, "num_samples": 256, "num_steps": 8, "batch_size": 64, "num_draw_steps": 8}
@@ -238,6 +271,8 @@ def test_host_rewards_are_asked_once_a_sample_and_nothing_recompiles(tmp_path):
     assert np.all(np.isfinite(state.at))
     with pytest.raises(ValueError, match="must be finite"):
         tilt(key(), model, lambda x: jnp.nan * x[0], (2,), plan=plan)
+    with pytest.raises(ValueError, match="scalar for one sample"):
+        tilt(key(), model, lambda x: x, (2,), plan=plan)
     with pytest.raises(ValueError, match="temperature must be positive"):
         tilt(key(), model, jnp.sum, (2,), temperature=0.0, plan=plan)
 

@@ -220,3 +220,16 @@ def test_strengths_of_any_plain_type_are_one_program():
         assert isinstance(rule.strength, float)
         assert float(run(rule)) == strength
     assert len(traced) == 1
+
+
+def test_numbers_without_a_default_are_one_program_too():
+    net = nk.models.FlaxDenoiser(lambda w, x, t, c: x + c, "x0", jnp.array(1.0), nk.schedules.VPCosine())
+    for make in (
+        lambda n: nk.rewards.Ring(n, 1), lambda n: nk.rewards.Quadratic(n),
+        lambda n: nk.rewards.Weighted((nk.rewards.Ring(1.0, 1.0),), (n,)),
+        lambda n: nk.models.ClassifierFree(net, n, jnp.zeros(()), jnp.ones(())),
+    ):  # fmt: skip
+        leaves = [jax.tree.leaves(make(n)) for n in (4, 4.5, np.float32(3.0))]
+        kinds = {tuple((type(a), jnp.shape(a)) for a in one) for one in leaves}
+        assert len(kinds) == 1
+        assert int not in {type(a) for a in leaves[0]}

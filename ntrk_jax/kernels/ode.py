@@ -6,7 +6,9 @@ y = x_t / sqrt(alpha^2 + sigma^2) we have y = cos(phi) x_0 + sin(phi) z, and the
     dy / dphi = (cos(phi) y - x0) / sin(phi),     x0 = E[x_0 | x_t],
 
 which is bounded at both ends (-x0 at pure noise, of order phi at the data) where the same flow in t may not be.
-Integration stops at sigma / alpha = min_ratio, where y differs from the sample by O(min_ratio^2).
+Integration stops at sigma / alpha = min_ratio, and the sample is y / cos(phi) there: its law is the data's with noise
+of that standard deviation, which changes densities by O(min_ratio^2). A schedule that ends at more noise, such as VE,
+stops there.
 
 The density of what the flow makes of N(0, sigma(1)^2 I) follows from the change of variables,
 
@@ -22,11 +24,13 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Denoiser, algebra_dtype
-from ntrk_jax.schedules import Schedule
-from ntrk_jax.tree import pytree, static
+from ntrk_jax.grids import check_schedule, grid, uniform
+from ntrk_jax.schedules import FIRST_TIME, Schedule
+from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
 
 __all__ = ["ProbabilityFlow"]
@@ -40,13 +44,17 @@ class ProbabilityFlow:
         model: (x [*shape], t []) -> x0 [*shape].
         schedule: t -> (alpha, sigma), the one the model knows.
         rtol, atol: [], the tolerances of the solver, in units of a sample of unit variance.
-        min_ratio: [], the noise-to-signal ratio sigma / alpha at which integration stops.
+        min_ratio: [], positive: the noise-to-signal ratio sigma / alpha at which integration stops, or that of the
+            schedule at t = 1e-5 if it is larger.
         max_steps: static; a flow that needs more is given up and answers NaN.
 
     Shapes: x [*shape] -> [*shape] for `sample`, [] for `log_prob`; vmap for batches.
     Cost: six model calls a step; the solver chooses the steps (some twenty to a hundred). `log_prob` adds d forward
         derivatives a call, or num_probes with a key.
     Density: that of the flow itself, exact up to the tolerances and O(min_ratio^2); unbiased with probes.
+
+    Raises:
+        ValueError: for a ratio, tolerance or count that is not positive, or a model made for another schedule.
 
     References:
         Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
@@ -69,6 +77,15 @@ class ProbabilityFlow:
     min_ratio: Scalar = 1e-3
     max_steps: int = static(default=1000)
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be integrated."""
+        require_count(max_steps=self.max_steps)
+        for name in ("rtol", "atol", "min_ratio"):
+            value = getattr(self, name)
+            if is_concrete(value) and not np.all(np.asarray(value) > 0):
+                raise ValueError(f"{name} must be positive, got {value}.")
+        check_schedule(self.model, grid(self.schedule, uniform(4)))
+
     def sample(self, x: Sample) -> Sample:
         """The sample that the flow makes of a noise x ~ N(0, sigma(1)^2 I), [*shape] in the dtype of x.
 
@@ -77,7 +94,7 @@ class ProbabilityFlow:
         dtype = algebra_dtype(x)
         low, high, size = self._range(dtype)
         out = self._solve(lambda phi, y, _: self._velocity(phi, y), high, low, x.astype(dtype) / size)
-        return out.astype(x.dtype)
+        return (out / jnp.cos(low)).astype(x.dtype)
 
     def log_prob(self, x0: Sample, key: Key | None = None, *, num_probes: int = 1) -> Array:
         """The log-density of the flow at a clean sample x0 [*shape], [].
@@ -109,7 +126,7 @@ class ProbabilityFlow:
             drifts, traces = jax.vmap(along, out_axes=(None, 0))(probes)
             return drifts, weight * jnp.sum(traces)
 
-        start = (x0.astype(dtype), jnp.zeros((), dtype))
+        start = (jnp.cos(low) * x0.astype(dtype), x0.size * jnp.log(jnp.cos(low)))
         y, gained = self._solve(rates, low, high, start)
         std = jnp.asarray(self.schedule(jnp.ones((), dtype))[1], dtype)
         noise = -0.5 * jnp.sum((y * size / std) ** 2) - 0.5 * x0.size * jnp.log(2.0 * jnp.pi * (std / size) ** 2)
@@ -118,7 +135,9 @@ class ProbabilityFlow:
     def _range(self, dtype: Any) -> tuple[Array, Array, Array]:
         """The angles at which integration stops and starts, and sqrt(alpha^2 + sigma^2) at the start."""
         alpha, sigma = (jnp.asarray(c, dtype) for c in self.schedule(jnp.ones((), dtype)))
-        return jnp.arctan(jnp.asarray(self.min_ratio, dtype)), jnp.arctan2(sigma, alpha), jnp.hypot(alpha, sigma)
+        first = [jnp.asarray(c, dtype) for c in self.schedule(jnp.asarray(FIRST_TIME, dtype))]
+        low = jnp.maximum(jnp.arctan(jnp.asarray(self.min_ratio, dtype)), jnp.arctan2(first[1], first[0]))
+        return low, jnp.arctan2(sigma, alpha), jnp.hypot(alpha, sigma)
 
     def _velocity(self, phi: Array, y: Array) -> Array:
         """The rate dy / dphi; the model is asked at the time whose noise-to-signal ratio is tan(phi)."""

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_count
+from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Key, Scalar
 
 __all__ = ["mmd", "mode_mass", "mode_total_variation", "sliced_wasserstein", "two_sample_floor"]
@@ -53,7 +55,9 @@ def sliced_wasserstein(key: Key, x: Array, y: Array, *, num_projections: int = 1
         b = jnp.sort(jnp.matmul(y, direction, precision="highest"))[right]
         return jnp.sum(jnp.asarray(widths, x.dtype) * jnp.abs(a - b) ** order)
 
-    return jnp.mean(jax.lax.map(along, directions)) ** (1.0 / order)
+    mean = jnp.mean(jax.lax.map(along, directions))
+    apart = mean > 0  # the derivative at 0 is 0 and not infinite
+    return jnp.where(apart, jnp.where(apart, mean, 1.0) ** (1.0 / order), 0.0)
 
 
 def mmd(x: Array, y: Array, *, bandwidth: Scalar | None = None) -> Array:
@@ -63,13 +67,13 @@ def mmd(x: Array, y: Array, *, bandwidth: Scalar | None = None) -> Array:
 
     Args:
         x, y: [n, *shape] and [m, *shape], at least two of each, flattened to vectors.
-        bandwidth: [], in the units of the samples; None takes the root mean square distance between the pooled
-            samples, divided by sqrt(2). Give one to compare several samples with each other.
+        bandwidth: [], positive, in the units of the samples; None takes the root mean square distance between the
+            pooled samples, divided by sqrt(2). Give one to compare several samples with each other.
 
     Cost: O((n + m)^2 d) time, O(256 (n + m)) memory.
 
     Raises:
-        ValueError: if there are fewer than two samples or the shapes differ.
+        ValueError: if there are fewer than two samples, the shapes differ or the bandwidth is not positive.
 
     References:
         Gretton et al., "A Kernel Two-Sample Test", 2012, JMLR 13, Eq. 3.
@@ -86,7 +90,10 @@ def mmd(x: Array, y: Array, *, bandwidth: Scalar | None = None) -> Array:
         raise ValueError(f"mmd needs at least two samples of each kind, got {n} and {m}.")
     pooled = jnp.concatenate([x, y])
     if bandwidth is None:
-        bandwidth = jnp.sqrt(jnp.sum(jnp.var(pooled, axis=0)))
+        spread = jnp.sqrt(jnp.sum(jnp.var(pooled, axis=0)))
+        bandwidth = jnp.where(spread > 0, spread, jnp.ones_like(spread))
+    elif is_concrete(bandwidth) and not np.all(np.asarray(bandwidth) > 0):
+        raise ValueError(f"bandwidth must be positive, got {bandwidth}.")
     x, y = x - jnp.mean(pooled, axis=0)[None], y - jnp.mean(pooled, axis=0)[None]
     scales = jnp.asarray([0.5, 1.0, 2.0], x.dtype) * jnp.asarray(bandwidth, x.dtype)
 
@@ -141,8 +148,12 @@ def two_sample_floor(
         key: of the draws and directions.
         target: a law with `sample(key, num)`.
         num: the number of samples on either side, as in the comparison the floor is for.
-        num_repeats: pairs averaged. num_projections, order: as in `sliced_wasserstein`.
+        num_repeats: pairs averaged, at least one. num_projections, order: as in `sliced_wasserstein`.
+
+    Raises:
+        ValueError: if there is nothing to average, or as `sliced_wasserstein`.
     """
+    require_count(num=num, num_repeats=num_repeats)
 
     def once(one: Key) -> Array:
         first, second, directions = jax.random.split(one, 3)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.core import root
 from ntrk_jax.typing import Array
 
 __all__ = ["nearest_distance", "nearest_index"]
@@ -54,6 +55,6 @@ def _nearest(x: Array, reference: Array) -> tuple[Array, Array]:
 
     def one(point: Array) -> tuple[Array, Array]:
         squares = jnp.sum((rows - point[None]) ** 2, axis=-1)
-        return jnp.sqrt(jnp.min(squares)), jnp.argmin(squares).astype(jnp.int32)
+        return root(jnp.min(squares)), jnp.argmin(squares).astype(jnp.int32)
 
     return jax.lax.map(one, points, batch_size=max(1, min(64, 2**24 // rows.size)))

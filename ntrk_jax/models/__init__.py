@@ -10,6 +10,7 @@ from ntrk_jax.models.exact import Exact
 from ntrk_jax.models.flax import FlaxDenoiser, NnxDenoiser
 from ntrk_jax.models.mmdit import MMDiT
 from ntrk_jax.models.precondition import MomentDenoiser, blank_network, moment_network
+from ntrk_jax.models.value_nets import ValueMLP
 from ntrk_jax.models.wrap import Cast, ClassifierFree, Counted, Counter, Reschedule
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cast", "ClassifierFree", "Counted", "Counter", "Exact", "FlaxDenoiser", "FluxDenoiser", "InferenceDenoiser",
-    "MMDiT", "MomentDenoiser", "NnxDenoiser", "Reschedule", "WanDenoiser", "blank_network", "moment_network", "nets",
+    "MMDiT", "MomentDenoiser", "NnxDenoiser", "Reschedule", "ValueMLP", "WanDenoiser", "blank_network",
+    "moment_network", "nets",
 ]  # fmt: skip
 
 

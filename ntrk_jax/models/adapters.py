@@ -23,11 +23,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from ntrk_jax.models.flax import FlaxDenoiser
 from ntrk_jax.schedules import RectifiedFlow, Schedule
-from ntrk_jax.tree import pytree, static
+from ntrk_jax.tree import as_float, pytree, static
 from ntrk_jax.typing import Array, PyTree, Scalar
 
 __all__ = ["FluxDenoiser", "InferenceDenoiser", "WanDenoiser", "pack", "unpack"]
@@ -116,7 +117,7 @@ def FluxDenoiser(
     Shapes: x [H, W, C], t [] (1 is noise) -> [H, W, C]. Schedule: `RectifiedFlow()`.
     Cost: one network evaluation.
     """
-    cond = {"text": text, "pooled": pooled, "guidance": guidance}
+    cond = {"text": text, "pooled": pooled, "guidance": as_float(guidance)}
     return FlaxDenoiser(_Flux(apply, patch), "velocity", variables, RectifiedFlow(), cond, batched=True)
 
 
@@ -204,8 +205,8 @@ class InferenceDenoiser:
         """Refuse an unknown prediction, and take the weights out of the function."""
         if self.kind not in _PREDICTIONS:
             raise ValueError(f"kind must be one of {', '.join(_PREDICTIONS)}, got {self.kind!r}.")
-        if self.params is None:
-            bare, params = _take(self.function)
+        bare, params = _take(self.function)
+        if self.params is None or jax.tree.leaves(params):  # the weights of another function win
             object.__setattr__(self, "function", bare)
             object.__setattr__(self, "params", params)
 

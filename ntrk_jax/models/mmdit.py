@@ -44,7 +44,7 @@ class MMDiT:
         attention: "xla", or "cudnn" on GPUs that have it.
 
     Shapes: x [*space, channels], every side a multiple of its patch; the answer has the shape and dtype of x.
-    Cost: about 24 width^2 + 4 width tokens multiplications a token and block (mlp_ratio 4).
+    Cost: about 24 width^2 + 4 width tokens floating-point operations a token and block (mlp_ratio 4).
 
     Example:
         >>> import jax, jax.numpy as jnp, ntrk_jax as nk
@@ -109,7 +109,7 @@ class MMDiT:
         text = jnp.asarray(text).astype(dtype)
         h, c = tokens @ params["enter"], text @ params["text"]
         vector = jax.nn.silu(_time_features(t).astype(dtype) @ params["time"]) @ params["time_out"]
-        vector = jax.nn.silu(vector + jnp.mean(text, axis=0) @ params["pooled"])
+        vector = jax.nn.silu(vector + jnp.sum(text, axis=0) / max(1, text.shape[0]) @ params["pooled"])
         turns = self._turns(grid, text.shape[0])
 
         def double(both: tuple[Array, Array], p: PyTree) -> tuple[tuple[Array, Array], None]:

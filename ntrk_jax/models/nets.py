@@ -116,7 +116,7 @@ class MLP(nnx.Module):
         cond_dim: the length of the condition, 0 for an unconditional network.
         rngs: nnx.Rngs(seed).
 
-    Cost: about 2 depth width (2 hidden + 3 time_width) multiplications a sample.
+    Cost: about 2 depth width (2 hidden + 3 time_width) floating-point operations a sample.
 
     Example:
         >>> import jax.numpy as jnp

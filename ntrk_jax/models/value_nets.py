@@ -37,7 +37,7 @@ class ValueMLP:
         width, depth: of the hidden layers, and how many residual ones. Static.
 
     Shapes: `init(key)` -> params; x [*shape], t [] -> [].
-    Cost: about 2 width (d + depth width) multiplications a sample; its gradient in x as much again.
+    Cost: about 2 width (d + depth width) floating-point operations a sample; its gradient in x as much again.
 
     Example:
         >>> import jax, jax.numpy as jnp

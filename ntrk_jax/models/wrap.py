@@ -48,7 +48,7 @@ class ClassifierFree:
 
     Shapes: x [*shape], t [] -> [*shape].
     Cost: two calls of the model (`num_calls` says so), also at strength 0 or 1.
-    Errors: ValueError if there is no condition.
+    Errors: ValueError if there is no condition, or no null beside a model that has a condition of its own.
     References: Ho and Salimans 2022, arXiv:2207.12598, Eq. 6 (strength = 1 + w).
     """
 
@@ -56,6 +56,14 @@ class ClassifierFree:
     strength: Scalar
     null: Any
     cond: Any = None
+
+    def __post_init__(self) -> None:
+        """Refuse to guide away from the condition itself."""
+        if self.null is None and getattr(self.model, "cond", None) is not None:
+            raise ValueError(
+                "ClassifierFree got null=None around a model that falls back to a condition of its own, so that both "
+                "calls would be the same; give the condition that stands for none, or a model without cond."
+            )
 
     @property
     def num_calls(self) -> int:

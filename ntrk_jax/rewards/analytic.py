@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.tree import is_concrete, pytree
+from ntrk_jax.tree import as_float, is_concrete, pytree
 from ntrk_jax.typing import Array, Sample, Scalar
 
 __all__ = ["Linear", "Quadratic"]
@@ -102,6 +102,7 @@ class Quadratic:
 
     def __post_init__(self) -> None:
         """Refuse a P that is not symmetric or does not fit b."""
+        object.__setattr__(self, "precision", as_float(self.precision))
         shape, size = np.shape(self.precision), int(np.prod(np.shape(self.linear)))
         square = len(shape) == 2 and shape[0] == shape[1] and (np.shape(self.linear) == () or shape[0] == size)
         if shape != () and not square:

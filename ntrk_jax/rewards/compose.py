@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.rewards.analytic import common_dtype
-from ntrk_jax.tree import is_concrete, pytree, static
+from ntrk_jax.tree import as_float, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Sample, Scalar
 
 __all__ = ["Clipped", "External", "Weighted"]
@@ -46,6 +46,8 @@ class Weighted:
 
     def __post_init__(self) -> None:
         """Refuse weights that do not match."""
+        if type(self.weights) in (tuple, list):
+            object.__setattr__(self, "weights", type(self.weights)(map(as_float, self.weights)))
         num = len(self.weights) if isinstance(self.weights, (tuple, list)) else np.shape(self.weights)[0]
         if num != len(self.rewards) or num == 0:
             raise ValueError(f"Weighted needs as many weights as rewards, got {num} and {len(self.rewards)}.")

@@ -118,4 +118,5 @@ class HalfSpace:
         dtype = common_dtype(a, x0)
         along = dot(a.reshape(-1).astype(dtype), flat(x0, a.size, dtype, "HalfSpace's normal a"))
         low = along < jnp.asarray(self.threshold, dtype)
-        return jnp.where(low, -jnp.asarray(self.penalty, dtype), jnp.zeros((), dtype))
+        stepped = jnp.where(low, -jnp.asarray(self.penalty, dtype), jnp.zeros((), dtype))
+        return jnp.where(jnp.isnan(along), along, stepped)  # a sample that is no number has no reward

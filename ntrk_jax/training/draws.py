@@ -62,7 +62,7 @@ def flow(model: Denoiser, x: Sample, steps: Step) -> Sample:
         x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) x0',
         x0' = x0 + (h / 2 h_last) (x0 - x0_last)
 
-    and plainly x0 in the first row, and in the last, which ends at the data.
+    and plainly x0 in the first row, in the last, which ends at the data, and after a row that stands still.
 
     Args:
         model: (x, t) -> x0. x: sigma(1) times a standard normal. steps: the rows of a grid.
@@ -76,7 +76,8 @@ def flow(model: Denoiser, x: Sample, steps: Step) -> Sample:
     h = jnp.diff(logs)
     before = jnp.append(jnp.ones((1,), h.dtype), h[:-1])
     usable = with_signal[:-1] & with_signal[1:] & jnp.append(jnp.zeros((1,), bool), with_signal[:-2])
-    lead = jnp.where(usable, 0.5 * h / before, jnp.zeros_like(h)).astype(x.dtype)
+    usable &= before != 0  # rows below the least noise of a schedule stand at one time
+    lead = jnp.where(usable, 0.5 * h / jnp.where(usable, before, 1.0), jnp.zeros_like(h)).astype(x.dtype)
 
     def row(carry: tuple[Sample, Sample], given: tuple[Step, Array]) -> tuple[tuple[Sample, Sample], None]:
         (x, last), (step, ahead) = carry, given

@@ -3,7 +3,8 @@
 Step i draws its batch and its noise from fold_in(key, i), so the state after n steps does not depend on how
 the steps were cut into chunks or runs: a run resumed from a checkpoint equals an uninterrupted one.
 The steps of a chunk are one `lax.scan`; between chunks the host reports progress and saves.
-Parameters may be any pytree of arrays (the state half of `flax.nnx.split` is one).
+Parameters may be any pytree of floating arrays; of a Flax NNX module with counters or keys of its own they are the half
+that `flax.nnx.split(module, nnx.Param, ...)` gives.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.core import algebra_dtype
 from ntrk_jax.tree import Function
 from ntrk_jax.typing import Array, Key, PyTree
 
 if TYPE_CHECKING:
     import optax
 
-__all__ = ["FitState", "fit", "learning_rate", "recovered", "restore", "save", "stepper"]
+__all__ = ["FitState", "begin", "finished", "fit", "learning_rate", "recovered", "restore", "save", "stepper"]
 
 
 class FitState(NamedTuple):
     """A training run after `step` steps.
 
-    step: [] int32. params: the trained parameters. average: their exponential moving average.
+    step: [] int32. params: the trained parameters. average: their exponential moving average, kept in float32 where
+    they are of less precision, in which it would stand still, and given back in theirs at the end.
     opt_state: the optimiser's. loss: [] the mean loss over the last chunk.
     """
 
@@ -75,7 +78,7 @@ def fit(
         raise ValueError(f"data must be arrays with one common, positive first axis, got sizes {sorted(sizes)}.")
     if min(num_steps, batch_size, chunk) < 1:
         raise ValueError(f"num_steps, batch_size and chunk must be positive, got {num_steps, batch_size, chunk}.")
-    state = FitState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), jnp.zeros((), jnp.float32))
+    state = begin(params, optimizer.init(params))
     if checkpoint is not None and recovered(checkpoint).exists():
         state = restore(checkpoint, state)
     advance = stepper(loss, optimizer, batch_size)
@@ -85,7 +88,18 @@ def fit(
             save(checkpoint, state)
         if progress is not None:
             progress(int(state.step), float(state.loss))
-    return state
+    return finished(state)
+
+
+def begin(params: PyTree, opt_state: PyTree) -> FitState:
+    """The state before the first step."""
+    average = jax.tree.map(lambda p: jnp.asarray(p).astype(algebra_dtype(jnp.asarray(p))), params)
+    return FitState(jnp.zeros((), jnp.int32), params, average, opt_state, jnp.zeros((), jnp.float32))
+
+
+def finished(state: FitState) -> FitState:
+    """The state with the average in the precision of the parameters."""
+    return state._replace(average=jax.tree.map(lambda a, p: a.astype(p.dtype), state.average, state.params))
 
 
 def stepper(loss: Callable, optimizer: optax.GradientTransformation, batch_size: int) -> Callable:
@@ -107,7 +121,9 @@ def stepper(loss: Callable, optimizer: optax.GradientTransformation, batch_size:
         params = optax.apply_updates(state.params, updates)
         count = state.step.astype(jnp.float32) + 1.0
         keep = jnp.minimum(jnp.asarray(decay, jnp.float32), count / (count + 10.0))
-        average = jax.tree.map(lambda a, p: a + (1.0 - keep).astype(a.dtype) * (p - a), state.average, params)
+        average = jax.tree.map(
+            lambda a, p: a + (1.0 - keep).astype(a.dtype) * (p.astype(a.dtype) - a), state.average, params
+        )
         return FitState(state.step + 1, params, average, opt_state, state.loss), value
 
     def advance(loss: Callable, key: Key, data: PyTree, decay: Any, state: FitState, length: int) -> FitState:

@@ -106,7 +106,15 @@ def fit_value(
         The value, in the reward's units, with the averaged weights.
 
     Cost: num_steps * group network gradients and, with a model, as many model calls; no reward call.
+
+    Raises:
+        ValueError: if there is not one finite reward for every draw.
     """
+    for name, x, r in (("rewards", draws, rewards), ("tilted", *(tilted or (draws, rewards)))):
+        if jnp.shape(r) != jnp.shape(x)[:1]:
+            raise ValueError(f"{name} must be one number for each draw, got {jnp.shape(r)} for {jnp.shape(x)}.")
+        if not bool(jnp.all(jnp.isfinite(r)) & jnp.all(jnp.isfinite(x))):
+            raise ValueError(f"{name} and their draws must be finite; clip the reward (rewards.Clipped).")
     order_key, init_key, pick_key, run_key = jax.random.split(key, 4)
     if tilted is None:
         rows = resampled(pick_key, rewards.astype(jnp.float32) / temperature, rewards.shape[0])

@@ -10,7 +10,7 @@ w = exp((r(x_0) - level) / beta) and x_t = alpha x_0 + sigma z, a loss value is 
 | kind | loss | its minimiser |
 |---|---|---|
 | `bregman` | exp(u) - w u | V |
-| `regression` | (exp(u) - w)^2 | V; ruled by the largest w |
+| `regression` | (exp(u) - w)^2 | V up to level + 40 beta; ruled by the largest w |
 | `log` | (u - (r - level) / beta)^2 | E[r given x_t] <= V: a lower bound (Jensen), its gradient another one |
 | `consistency` | none, the term below alone | V up to a function of t: a gradient without a level |
 
@@ -40,7 +40,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ntrk_jax.arguments import require_count, require_times
 from ntrk_jax.core import Denoiser, algebra_dtype
 from ntrk_jax.resampling import systematic
 from ntrk_jax.schedules import Schedule
@@ -50,7 +52,7 @@ from ntrk_jax.typing import Array, Key, PyTree, Sample, Scalar
 __all__ = ["KINDS", "Group", "ValueLoss", "balanced", "grouped", "resampled"]
 
 KINDS = ("bregman", "regression", "log", "consistency")
-_CAP = 20.0  # exp(u) goes on linearly above: a network that is far off stays finite
+_CAP = 20.0  # above, exponentials go on linearly: a network that is far off stays finite
 
 
 class Group(NamedTuple):
@@ -91,8 +93,7 @@ class ValueLoss:
     References: Ouyang, Xie, Zha, Cheng 2026, arXiv:2602.00413; Ouyang, Xie, Zha, Cheng 2024 (TGDP), arXiv:2405.16876.
 
     Raises:
-        ValueError: for an unknown kind, a temperature or a weight that means nothing, or a gradient's term without the
-            model it needs.
+        ValueError: for an unknown kind, a number that means nothing, or a gradient's term without the model it needs.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntrk_jax as nk
@@ -117,10 +118,13 @@ class ValueLoss:
         """Refuse what cannot be minimised."""
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}.")
-        if is_concrete(self.temperature) and not float(self.temperature) > 0:
+        if is_concrete(self.temperature) and not np.all(np.asarray(self.temperature) > 0):
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
-        if is_concrete(self.consistency) and not float(self.consistency) >= 0:
+        if is_concrete(self.consistency) and not np.all(np.asarray(self.consistency) >= 0):
             raise ValueError(f"consistency must be at least 0, got {self.consistency}.")
+        if self.num_noised is not None:
+            require_count(num_noised=self.num_noised)
+        require_times(self.low, self.high)
         if self.kind == "consistency" and self.model is None:
             raise ValueError("kind 'consistency' learns the gradient alone and needs the base model; pass model=.")
 
@@ -146,7 +150,7 @@ class ValueLoss:
         alpha, sigma = (jnp.asarray(c, dtype) for c in self.schedule(jnp.asarray(t, dtype)))
         x0 = group.x0.reshape(group.x0.shape[0], -1).astype(dtype)
         eps = (x.reshape(1, -1).astype(dtype) - alpha * x0) / sigma  # the noise that leads from each member to x
-        share = jax.nn.softmax(-0.5 * jnp.sum(jnp.square(eps), -1)) * jnp.exp(group.log_weight.astype(dtype))
+        share = jax.nn.log_softmax(-0.5 * jnp.sum(jnp.square(eps), -1)) + group.log_weight.astype(dtype)
         gain = (group.reward.astype(dtype) - self.level) / jnp.asarray(self.temperature, dtype)
         if self.model is None:
             return self._value_term(self.apply(params, x, t).astype(dtype), share, gain)
@@ -154,28 +158,28 @@ class ValueLoss:
         known = jax.lax.stop_gradient(self.model(x, t)).reshape(1, -1).astype(dtype)
         base_eps = (x.reshape(1, -1).astype(dtype) - alpha * known) / sigma
         slope = sigma * grad.reshape(-1)
-        weight = share * jnp.exp(gain)
-        centred = weight - share * jnp.exp(jnp.minimum(jax.lax.stop_gradient(u), _CAP))
+        weight = jnp.exp(share + gain)
+        centred = weight - jnp.exp(share + jnp.minimum(jax.lax.stop_gradient(u), _CAP - jax.nn.logsumexp(share)))
         pull = jnp.sum(centred[:, None] * (base_eps - eps), 0)
         square = jnp.sum(weight) * jnp.sum(jnp.square(slope)) - 2.0 * jnp.sum(slope * pull)
         return self._value_term(u, share, gain) + jnp.asarray(self.consistency, dtype) * square
 
     def _value_term(self, u: Array, share: Array, gain: Array) -> Array:
-        """The term of `kind`, up to what does not depend on u."""
+        """The term of `kind`, up to what does not depend on u; share: log of posterior times weight, [G].
+
+        Its minimiser is log(tilted / base), and exp(u) is only met as base exp(u), which is `tilted` there, at most 2.
+        """
         if self.kind == "consistency":
             return jnp.zeros_like(u)
-        base, tilted = jnp.sum(share), jnp.sum(share * jnp.exp(gain))
+        log_base, tilted = jax.nn.logsumexp(share), jnp.sum(jnp.exp(share + gain))
         if self.kind == "bregman":
-            return base * _exp(u) - tilted * u
+            kept = jnp.minimum(u, _CAP - log_base)
+            return jnp.exp(kept + log_base) * (1.0 + u - kept) - tilted * u
         if self.kind == "regression":
-            return base * jnp.square(_exp(u)) - 2.0 * tilted * _exp(u)
-        return base * jnp.square(u) - 2.0 * jnp.sum(share * gain) * u
-
-
-def _exp(u: Array) -> Array:
-    """exp(u) up to the cap, and its tangent above."""
-    kept = jnp.minimum(u, _CAP)
-    return jnp.exp(kept) * (1.0 + u - kept)
+            kept = jnp.minimum(u, jnp.minimum(_CAP - log_base, 2.0 * _CAP))  # a square beyond that is no float32
+            beyond = 1.0 + u - kept
+            return jnp.exp(2.0 * kept + log_base) * jnp.square(beyond) - 2.0 * tilted * jnp.exp(kept) * beyond
+        return jnp.exp(log_base) * jnp.square(u) - 2.0 * jnp.sum(jnp.exp(share) * gain) * u
 
 
 def balanced(base_reward: Array, tilted_reward: Array, temperature: Scalar = 1.0) -> tuple[Array, Array, Array]:

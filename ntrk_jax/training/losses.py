@@ -22,11 +22,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntrk_jax import tweedie
+from ntrk_jax.arguments import require_times
 from ntrk_jax.core import algebra_dtype
 from ntrk_jax.schedules import Schedule, rates
-from ntrk_jax.tree import pytree, static
+from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, PyTree, Sample, Scalar
 
 __all__ = ["TIMES", "WEIGHTS", "DenoisingLoss"]
@@ -49,15 +51,15 @@ class DenoisingLoss:
             (Esser et al. 2024, arXiv:2403.03206, section 3.1).
         weight: "prediction" (1), "x0" (the error in x0, a finite number at every time) or "snr" (the error in
             x0 times min(alpha^2 / sigma^2, max_snr); Hang et al. 2023, arXiv:2303.09556).
-        low, high: the range of times; `low` is kept above 0, where the noise vanishes.
+        low, high: the range of times in [0, 1]; at 0, where the noise vanishes, only some kinds are finite.
         mean, spread: the parameters of "logit-normal".
-        max_snr: the largest weight of "snr".
+        max_snr: the largest weight of "snr", positive.
 
     Shapes: sample [*shape], or a pair (sample [*shape], cond). Result [].
     Cost: one network evaluation.
 
     Raises:
-        ValueError: if kind, times or weight is not one of the names above.
+        ValueError: if kind, times or weight is not one of the names above, or a number is out of its range.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntrk_jax as nk
@@ -78,12 +80,15 @@ class DenoisingLoss:
     max_snr: Scalar = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse unknown names."""
+        """Refuse unknown names and numbers that mean nothing."""
         for name, value, allowed in (
             ("kind", self.kind, tweedie.KINDS), ("times", self.times, TIMES), ("weight", self.weight, WEIGHTS),
         ):  # fmt: skip
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+        require_times(self.low, self.high)
+        if is_concrete(self.max_snr) and not np.all(np.asarray(self.max_snr) > 0):
+            raise ValueError(f"max_snr must be positive, got {self.max_snr}.")
 
     def time(self, key: Key, dtype: Any = jnp.float32) -> Array:
         """A random time, []."""

@@ -70,7 +70,7 @@ class DistilLoss:
 
     Attributes:
         apply: the correction. Static. reward: x0 -> []. scale: [].
-        low, high: which rows are pressed; a curriculum raises `high`.
+        low, high: which rows are pressed, the cleanest where none lies between; a curriculum raises `high`.
 
     Cost: one network and one reward evaluation.
     Optimum: E[reward of the end | x0_t], row by row.
@@ -85,6 +85,8 @@ class DistilLoss:
     def __call__(self, key: Key, params: PyTree, sample: Paths) -> Array:
         """The loss of one path."""
         inside = (sample.t >= self.low) & (sample.t <= self.high)
+        cleanest = jnp.arange(sample.t.shape[0]) == jnp.argmin(sample.t)
+        inside = jnp.where(jnp.any(inside), inside, cleanest)
         row = jax.random.categorical(key, jnp.where(inside, 0.0, -jnp.inf))
         x0, t = sample.x0[row], sample.t[row]
         dtype = algebra_dtype(x0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntrk_jax.core import Gaussian, Info, Kernel, Lookahead, Sampler, State, Step
 from ntrk_jax.look import Look
@@ -16,7 +17,7 @@ from ntrk_jax.models import FlaxDenoiser
 from ntrk_jax.move import in_algebra
 from ntrk_jax.run import run
 from ntrk_jax.samplers import Single
-from ntrk_jax.tree import pytree, replace
+from ntrk_jax.tree import is_concrete, pytree, replace
 from ntrk_jax.typing import Array, Key, PyTree, Sample
 
 __all__ = ["Rematerialised", "base_gaussian", "require_noise", "walk", "with_params"]
@@ -61,7 +62,7 @@ def base_gaussian(model: FlaxDenoiser, kernel: Kernel, x: Sample, step: Step) ->
 
 
 def require_noise(name: str, kernel: Any, steps: Step) -> None:
-    """Raise ValueError if the kernel draws no noise, or the grid has no row that could."""
+    """Raise ValueError if the kernel draws no noise in a row before the last, or the grid has no row that could."""
     if not getattr(kernel, "stochastic", True):
         raise ValueError(
             f"{name} needs a stochastic kernel such as DDIM(eta=1.0) or FlowSDE(), got {type(kernel).__name__}, whose "
@@ -70,4 +71,12 @@ def require_noise(name: str, kernel: Any, steps: Step) -> None:
     if steps.num_steps < 2:
         raise ValueError(
             f"{name} needs at least two rows, of which the last one draws no noise, got {steps.num_steps}."
+        )
+    still, before = jnp.zeros((1,), steps.t.dtype), steps.rows(0, steps.num_steps - 1)
+    std = jax.vmap(lambda row: jnp.asarray(kernel(*in_algebra(Lookahead(still, still), row)).std))(before)
+    silent = np.flatnonzero(np.asarray(std) == 0) if is_concrete(std) else ()
+    if len(silent):
+        raise ValueError(
+            f"{name} needs noise in every row but the last, whose steps have a density; {type(kernel).__name__} draws "
+            f"none in row {silent[0]}, at t = {float(steps.t[silent[0]]):.3g}."
         )

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_scalar
 from ntrk_jax.core import Gaussian, Kernel, Reward, Step
 from ntrk_jax.kernels import DDIM, FlowSDE
 from ntrk_jax.models import FlaxDenoiser
@@ -68,7 +69,7 @@ def gather(
         log_prob = jax.lax.map(
             lambda row: _log_prob(base_gaussian(old, kernel, row[1], row[0]), row[2]), _rows(steps, path)
         )
-        return path, log_prob, jnp.asarray(reward(path[-1]))
+        return path, log_prob, jnp.asarray(require_scalar(reward(path[-1])))
 
     path, log_prob, rewards = jax.vmap(one)(jax.random.split(key, noise.shape[0]), noise)
     return Trajectory(path, log_prob, rewards, advantages(rewards, group_size))

@@ -23,7 +23,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Info, Kernel, Sampler, State, Step, Stream
 from ntrk_jax.kernels import DDIM
 from ntrk_jax.look import Look
@@ -76,10 +78,12 @@ class DRaFT:
     def __post_init__(self) -> None:
         """Refuse counts that mean nothing and rewards without a gradient."""
         rows = self.steps.num_steps
+        require_count(0, num_copies=self.num_copies)
+        require_count(num_live=rows if self.num_live is None else self.num_live)
         if self.num_live is not None and not 1 <= self.num_live <= rows:
             raise ValueError(f"num_live must be between 1 and {rows}, the rows of the grid, got {self.num_live}.")
-        if self.num_copies < 0 or (self.num_copies and self.num_live != 1):
-            raise ValueError(f"num_copies must be at least 0, and needs num_live=1, got {self.num_copies}.")
+        if self.num_copies and self.num_live != 1:
+            raise ValueError(f"num_copies needs num_live=1, got num_live={self.num_live}.")
         _require_gradient("DRaFT", self.reward)
 
     def __call__(self, key: Key, params: PyTree, noise: Sample) -> Array:
@@ -140,7 +144,9 @@ class AlignProp:
 
     def __post_init__(self) -> None:
         """Refuse shares that mean nothing and rewards without a gradient."""
-        if is_concrete(self.share) and is_concrete(self.spread) and not (0 < self.share <= 1 and self.spread >= 0):
+        known = is_concrete(self.share) and is_concrete(self.spread)
+        share, spread = (np.asarray(self.share), np.asarray(self.spread)) if known else (1.0, 0.0)
+        if not np.all((share > 0) & (share <= 1) & (spread >= 0)):
             raise ValueError(f"share must lie in (0, 1] and spread be at least 0, got {self.share} and {self.spread}.")
         _require_gradient("AlignProp", self.reward)
 

@@ -9,8 +9,8 @@ the reward once a sample, chooses a step h, freezes the model as anchor and trai
   h = 1 / num_rounds.
 - Rounds are for tilts that no sample of the model shows yet. Each hands its errors to the next, smoothing whatever edge
   the reward has cut. So where the whole tilt leaves a fifth or more of the first samples effective, "auto" makes it in
-  one weighted round, exact for any reward, with five rounds' steps; otherwise it takes explicit rounds, whose anchor
-  keeps the noise of few effective samples out of the student.
+  one weighted round, exact for any reward; otherwise it takes explicit rounds, whose anchor keeps the noise of few
+  effective samples out of the student, or implicit ones (`TiltPlan`).
 - Starts are even (`training.draws`), so that the shares of modes do not walk from round to round.
 - A model with moments (`models.MomentDenoiser`) is given those of the tilted samples before its student is trained.
 - The sets of the last `keep` rounds are used together: those of a_j are samples of p_a after weighing by
@@ -35,11 +35,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count
+from ntrk_jax.arguments import require_count, require_scalar
 from ntrk_jax.resampling import systematic
 from ntrk_jax.training.draws import draw
-from ntrk_jax.training.fit import FitState, recovered, restore, save, stepper
-from ntrk_jax.training.tilt_weights import centred, effective_share, ess_step, pooled_weights
+from ntrk_jax.training.fit import FitState, begin, finished, recovered, restore, save, stepper
+from ntrk_jax.training.tilt_weights import centred, effective_share, ess_step, explicit_error, pooled_weights
 from ntrk_jax.training.tilting import TiltLoss
 from ntrk_jax.tree import Function, pytree, replace, static
 from ntrk_jax.typing import Array, Key, PyTree, Scalar
@@ -48,6 +48,7 @@ __all__ = ["TiltPlan", "TiltState", "denoise", "tilt"]
 
 MAX_ROUNDS = 256
 LEAP = 0.2
+ASTRAY = 0.5
 _ESS = {"explicit": 0.7, "implicit": 0.6, "weighted": 0.6}
 
 
@@ -57,8 +58,10 @@ class TiltPlan:
 
     Attributes:
         method: "explicit", "implicit" or "weighted", or "auto": one weighted round where the whole tilt leaves a fifth
-            of the samples effective and neither `num_rounds` nor `ess` is given, else explicit ones. That round has
-            five times `num_steps` at twice the `rate`, and half of its times below 0.3 of `noise`.
+            of the samples effective and neither `num_rounds` nor `ess` is given, else explicit ones, and implicit
+            where l and exp(l) - 1 differ by more than a half (root mean square): behind a cliff or in a long tail few
+            samples, which the effective size does not see, lead an explicit step astray. The weighted round has five
+            times `num_steps` at twice the `rate`, and half of its times below 0.3 of `noise`.
         kind: as in `TiltLoss`.
         num_rounds: None to choose steps by `ess`. ess: the share of the effective sample size that a step keeps; None
             is 0.7 for "explicit", whose error grows with the step, and 0.6 for the others.
@@ -70,7 +73,7 @@ class TiltPlan:
         num_draw_steps: model calls a drawn sample. draw_batch: samples drawn at a time.
 
     Raises:
-        ValueError: for an unknown method, or a number that means nothing.
+        ValueError: for an unknown method or kind, or a number that means nothing.
     """
 
     method: str = static(default="auto")
@@ -97,8 +100,13 @@ class TiltPlan:
             raise ValueError(f"ess must lie between 0 and 1, got {self.ess}.")
         if self.num_rounds is not None and not 1 <= self.num_rounds <= MAX_ROUNDS:
             raise ValueError(f"num_rounds must be in 1 ... {MAX_ROUNDS}, got {self.num_rounds}.")
+        TiltLoss(None, kind=self.kind)
+        if not (0 < self.rate < math.inf and 0 < self.noise < math.inf and 0 <= self.decay < 1):
+            given = f"{self.rate}, {self.noise} and {self.decay}"
+            raise ValueError(f"rate and noise must be positive and decay at least 0 and below 1, got {given}.")
         counts = ("num_samples", "keep", "num_steps", "batch_size", "num_draw_steps", "draw_batch")
         require_count(**{name: getattr(self, name) for name in counts})
+        require_count(0, num_others=self.num_others, num_refresh=self.num_refresh)
 
 
 class TiltState(NamedTuple):
@@ -135,12 +143,14 @@ def tilt(
         progress: called with one line after every round.
 
     Cost: num_samples reward calls and num_samples num_draw_steps model calls a round, and num_steps batch_size values
-        and gradients of the loss; three programs are compiled, whatever the number of rounds.
-    Optimum: the exact tilt, up to the regression's error and, for "explicit", O(1 / rounds).
+        and gradients of the loss; three programs are compiled, whatever the number of rounds, and one more where "auto"
+        changes its method.
+    Optimum: the exact tilt, up to the regression's error and, for "explicit", O(1 / rounds) where |l| is small for
+        every sample: rare ones of very low reward move an explicit step by l, not by exp(l) - 1.
 
     Raises:
-        ValueError: if the temperature is not positive, a reward is not finite, the path needs more than 256 rounds, or
-            the checkpoint is of another run.
+        ValueError: if the temperature is not positive, a reward or a loss is not finite, the path needs more than 256
+            rounds, or the checkpoint is of another run.
 
     References: Pachebat et al. 2025, arXiv:2512.03234, Algorithm 1; Potaptchik et al. 2025, arXiv:2512.21829.
     """
@@ -188,11 +198,13 @@ def _round(key: Key, state: TiltState, reward: Any, temperature: float, plan: Ti
     weights = pooled_weights(np.asarray(state.rewards, np.float64), np.asarray(state.at, np.float64), a)
     rows = np.asarray(systematic(pick_key, jnp.log(jnp.asarray(weights.ravel(), jnp.float32)), weights.size))
     x_all, r_all = state.samples.reshape(-1, *shape)[rows], np.asarray(state.rewards, np.float64).ravel()[rows]
-    plan = _settled(plan, a, r_all)
+    plan = _settled(plan, a, r_all, int(state.round))
     h = _step(r_all, 1.0 - a, plan, int(state.round))
     data = (x_all, jnp.asarray(centred(h * r_all, plan.method), jnp.float32))
     tilted = np.exp(h * r_all - np.max(h * r_all))
     model, loss = _train(fit_key, state.model, data, jnp.asarray(tilted / tilted.sum(), jnp.float32), plan)
+    if not bool(jnp.isfinite(loss)):
+        raise ValueError(f"the loss of round {int(state.round) + 1} is not finite; lower the rate or clip the reward.")
     reached = 1.0 if a + h > 1.0 - 1e-6 else a + h
     share, mean = effective_share(h * r_all), float(jnp.mean(r)) * temperature
     row = jnp.asarray([a, reached, share, mean, float(loss)], jnp.float32)
@@ -202,12 +214,14 @@ def _round(key: Key, state: TiltState, reward: Any, temperature: float, plan: Ti
     )  # fmt: skip
 
 
-def _settled(plan: TiltPlan, a: float, rewards: np.ndarray) -> TiltPlan:
+def _settled(plan: TiltPlan, a: float, rewards: np.ndarray, done: int = 0) -> TiltPlan:
     """The plan of this round, its method settled."""
     if plan.method != "auto":
         return plan
     if a > 0.0 or (plan.num_rounds, plan.ess) != (None, None) or effective_share(rewards) < LEAP:
-        return replace(plan, method="explicit")
+        explicit = replace(plan, method="explicit")
+        astray = explicit_error(_step(rewards, 1.0 - a, explicit, done) * rewards) > ASTRAY
+        return replace(plan, method="implicit") if astray else explicit
     more = {"num_steps": 5 * plan.num_steps, "rate": 2.0 * plan.rate, "decay": max(plan.decay, 0.998)}
     return replace(plan, method="weighted", num_rounds=1, noise=0.3 * plan.noise, **more)
 
@@ -229,7 +243,7 @@ def _rewards(reward: Any, x: Array, batch: int) -> Array:
 
 @jax.jit
 def _ask(reward: Any, x: Array) -> Array:
-    return jax.vmap(lambda one: jnp.asarray(reward(one), jnp.float32))(x)
+    return jax.vmap(lambda one: jnp.asarray(require_scalar(reward(one)), jnp.float32))(x)
 
 
 @jax.jit
@@ -268,11 +282,8 @@ def _train(key: Key, model: Any, data: PyTree, weights: Array, plan: TiltPlan) -
         kind=plan.kind,
     )  # fmt: skip
     optimizer = _optimizer(plan.rate, plan.num_steps)
-    state = FitState(
-        jnp.zeros((), jnp.int32), model.variables, model.variables, jax.jit(optimizer.init)(model.variables),
-        jnp.zeros(()),
-    )  # fmt: skip
-    state = _steps(key, loss, data, plan.decay, state, optimizer, plan.batch_size, plan.num_steps)
+    state = begin(model.variables, jax.jit(optimizer.init)(model.variables))
+    state = finished(_steps(key, loss, data, plan.decay, state, optimizer, plan.batch_size, plan.num_steps))
     return replace(fitted, variables=state.average), state.loss
 
 

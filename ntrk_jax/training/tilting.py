@@ -178,7 +178,8 @@ class TiltLoss:
         targets, weights = jax.vmap(lambda one, log: self._target(one, log, student, anchor))(several, logs)
         share = share * weights
         weight = jnp.sum(share)
-        target = jnp.tensordot(share / weight, targets, axes=1, precision="highest")
+        some = weight > 0  # where every weight is too small for the dtype the sample has no say
+        target = jnp.tensordot(share / jnp.where(some, weight, 1.0), targets, axes=1, precision="highest")
         return weight * jnp.mean(jnp.square(self._error(student - target, t, alpha, sigma)))
 
     def _several(self, key: Key, x0: Sample, log_weight: Array) -> tuple[Array, Array]:
