@@ -3,8 +3,12 @@
 Where a function was defined does not always fix what it computes. A method has an object, a partial its arguments; a
 lambda, or any function that its name does not lead back to, is named by its code, its defaults and what it closes over,
 as twelve digits that are the same in every process that reads the same source. Of an object that is called the
-attributes count if it compares by value; one that does not may count its calls, say, and stays the same reward. Values
-of globals are not looked at, nor attributes whose name begins with an underscore.
+attributes count if it compares by value; one that does not may count its calls, say, and stays the same reward.
+Attributes whose name begins with an underscore are not looked at.
+
+A name that is found again in its module is enough to print an object and to read it back, but not to say what was run:
+within `in_full` the code of a function that is not installed (of a script, a notebook, a package that is worked on)
+counts as well, with the numbers, arrays and functions that it reads from its module.
 """
 
 from __future__ import annotations
@@ -15,17 +19,21 @@ import hashlib
 import inspect
 import re
 import sys
+import sysconfig
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["function", "record"]
+__all__ = ["function", "in_full", "record"]
 
 _MAX_PRINTED = 400
 _ADDRESS = re.compile(r"( at)? 0x[0-9a-f]+")
 _OPEN: ContextVar[frozenset[int]] = ContextVar("functions being described", default=frozenset())
+_FULL: ContextVar[bool] = ContextVar("whether code counts that a name leads to", default=False)
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_DATA = (bool, int, float, complex, str, bytes, tuple, list, dict)
 
 
 def function(value: Callable, describe: Callable[[Any], str]) -> str:
@@ -41,7 +49,8 @@ def function(value: Callable, describe: Callable[[Any], str]) -> str:
         ("function('builtins:len')", 'function(\'functools:partial\', "function(\'builtins:max\'), 1.0")')
     """
     name = f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
-    if id(value) in _OPEN.get() or _leads_to(name, value):
+    known = _leads_to(name, value) and not (_FULL.get() and _in_work(value))
+    if known or id(value) in _OPEN.get():
         return f"function({name!r})"
     with _opened(value):
         more = _more(value, name, lambda held: _held(held, describe))
@@ -58,6 +67,25 @@ def record(value: Any, describe: Callable[[Any], str]) -> str:
     with _opened(value):
         fields = [f.name for f in dataclasses.fields(value) if f.repr]
         return f"{name}({', '.join(f'{n}={_held(getattr(value, n, None), describe)}' for n in fields)})"
+
+
+@contextmanager
+def in_full() -> Iterator[None]:
+    """Within it, functions of modules that are not installed are named by their code and what it reads as well."""
+    token = _FULL.set(True)
+    try:
+        yield
+    finally:
+        _FULL.reset(token)
+
+
+def _in_work(value: Any) -> bool:
+    """Whether a function or a class is of a script, a notebook or a package that is not installed, nor of this one."""
+    name = getattr(value, "__module__", None)
+    file = getattr(sys.modules.get(name or ""), "__file__", None)
+    if name is None or name in sys.builtin_module_names or name.split(".")[0] == "ntrk_jax":
+        return False
+    return name == "__main__" or (file is not None and not file.startswith(_INSTALLED))
 
 
 @contextmanager
@@ -88,12 +116,15 @@ def _more(value: Any, name: str, held: Callable[[Any], str]) -> str:
         return f"of {held(owner)}"
     inner = value if hasattr(value, "__code__") else inspect.unwrap(value)  # jax.jit has no code of its own
     if isinstance(inner, types.FunctionType):
-        if inner is not value and _leads_to(name, inner):
+        if inner is not value and _leads_to(name, inner) and not (_FULL.get() and _in_work(inner)):
             return ""
-        return _digest(_code(inner.__code__), held((inner.__defaults__, inner.__kwdefaults__)), *_cells(inner, held))
+        read = _read(inner, held) if _FULL.get() and _in_work(inner) else ()
+        defaults = held((inner.__defaults__, inner.__kwdefaults__))
+        return _digest(_code(inner.__code__), defaults, *_cells(inner, held), *read)
     if isinstance(value, type):
         return _digest(*(held(v) for _, v in sorted(vars(value).items()) if isinstance(v, types.FunctionType)))
-    local = [held(type(value))] if "<" in type(value).__qualname__ else []
+    open_class = "<" in type(value).__qualname__ or (_FULL.get() and _in_work(type(value)))
+    local = [held(type(value))] if open_class else []
     by_value = type(value).__eq__ is not object.__eq__
     held_by = getattr(value, "__dict__", {}) if by_value else {}
     own = {k: v for k, v in held_by.items() if k == "__name__" or not k.startswith("_")}
@@ -106,6 +137,20 @@ def _cells(value: types.FunctionType, held: Callable[[Any], str]) -> Iterator[st
             yield held(cell.cell_contents)
         except ValueError:  # not filled yet
             yield "empty"
+
+
+def _read(value: types.FunctionType, held: Callable[[Any], str]) -> Iterator[str]:
+    """The data and the functions of its module that a function names."""
+    for name in sorted(_names(value.__code__)):
+        found = value.__globals__.get(name)
+        array = hasattr(found, "shape") and hasattr(found, "dtype")
+        if array or isinstance(found, _DATA) or (callable(found) and (not isinstance(found, type) or _in_work(found))):
+            yield f"{name}={held(found)}"
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 def _code(code: Any) -> str:

@@ -49,11 +49,13 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
             `state.evals` what was spent, `state.log_weights` the weights, `state.status` the flags.
         trace: the recorded pytrees stacked over [num_steps].
 
-    Shapes: batches by `jax.vmap(run, in_axes=(None, 0, 0, None))`: a sample depends on its own key alone.
+    Shapes: batches by `jax.vmap(run, in_axes=(None, 0, 0, None))`: a sample depends on its own key alone. Under
+        `jax.shard_map` pass check_vma=False, and shard over a mesh of Auto axes (`batch.make_mesh`): loops begin with
+        constants, which that check and Explicit axes refuse.
     Cost: one look before the loop and one a row, of which the last is free of model calls: num_steps NFE.
     Errors: TypeError or ValueError at trace time for a raw key, a wrong grid or a wrong shape; ValueError for a grid of
         another schedule than the model's, and under `jax.jit`, where that cannot be read, the flag WRONG_GRID. Values
-        never raise inside the loop: see `check`.
+        never raise inside the loop: see `check`. A batch [n, *shape] without vmap is one sample of n rows.
 
     Example:
         >>> import jax, jax.numpy as jnp, ntrk_jax as nk
@@ -64,6 +66,7 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
         (10, (3,))
     """
     _check_inputs(key, x, steps)
+    _check_rows(sampler, steps)
     wrong = check_schedule(sampler, steps)
     first = jax.tree.map(lambda a: a[0], steps)
     state = sampler.init(jax.random.fold_in(key, Stream.INIT), x, first)
@@ -125,8 +128,20 @@ def _check_grid(steps: Any) -> None:
     if not isinstance(steps, Step):
         raise TypeError(f"steps must be the rows of a grid, got {type(steps).__name__}; use nk.grid(schedule, times).")
     shapes = {jnp.shape(a) for a in steps}
-    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-        raise ValueError(f"steps must hold arrays of one shape [num_steps], got {sorted(shapes)}.")
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1 or (0,) in shapes:
+        raise ValueError(f"steps must hold arrays of one shape [num_steps], at least one row, got {sorted(shapes)}.")
+
+
+def _check_rows(sampler: Any, steps: Step) -> None:
+    """Samplers that hold their grid run over rollouts, the others over a grid; one row may be either."""
+    if steps.num_steps < 2 or not is_concrete(steps.alpha_t):
+        return
+    holds = isinstance(getattr(sampler, "grid", None), Step)
+    counted = np.array_equal(np.asarray(steps.alpha_t), np.arange(steps.num_steps))
+    if holds and not counted:
+        raise ValueError(f"{type(sampler).__name__} holds its grid and is run over nk.samplers.rollouts(num).")
+    if counted and not holds:
+        raise ValueError(f"{type(sampler).__name__} is run over nk.grid(schedule, times), got the rows of rollouts.")
 
 
 def _check_inputs(key: Any, x: Any, steps: Any) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
@@ -91,7 +91,7 @@ def describe(value: Any) -> str:
         if data.size <= _MAX_PRINTED:
             return f"array({data.tolist()}, {data.dtype.name!r})"
         return f"array_by_digest({tuple(data.shape)}, {data.dtype.name!r}, {digest(data)!r})"
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):  # flax.core.FrozenDict among them
         return "{" + ", ".join(f"{k!r}: {describe(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         body = ", ".join(f"{k}={describe(v)}" for k, v in zip(getattr(value, "_fields", ()), value, strict=True))
@@ -124,7 +124,7 @@ def _equal(a: Any, b: Any) -> bool:
         return same and _equal(jax.random.key_data(a), jax.random.key_data(b))
     if isinstance(a, (np.ndarray, jax.Array)) or isinstance(b, (np.ndarray, jax.Array)):
         return np.shape(a) == np.shape(b) and bool(np.array_equal(np.asarray(a), np.asarray(b)))
-    if isinstance(a, dict) and isinstance(b, dict):
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
     if isinstance(a, (tuple, list)) and type(a) is type(b):
         return len(a) == len(b) and all(map(_equal, a, b))

@@ -1,5 +1,9 @@
 """Plans: a sample depends on its unit's name, the seed and its number, and on nothing else."""
 
+import json
+import sys
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -26,6 +30,71 @@ def test_another_function_is_another_plan():
     """Numbers alone do not tell lambdas apart, nor what a method belongs to."""
     for one, other in ((lambda x: x[0], lambda x: -x[0]), (np.array([1.0]).dot, np.array([2.0]).dot)):
         assert plan(reward=one).record() != plan(reward=other).record()
+
+
+def work(monkeypatch, tmp_path, text):
+    """The functions of a script, as a process finds them that has just read it."""
+    module = types.ModuleType("my_script")
+    module.__file__ = str(tmp_path / "my_script.py")
+    monkeypatch.setitem(sys.modules, "my_script", module)
+    exec(text, module.__dict__)
+    return module
+
+
+def test_a_function_that_was_edited_is_another_plan(monkeypatch, tmp_path):
+    """Its own code counts, that of what it calls, and the numbers and arrays of the module that it reads."""
+    script = (
+        "import jax, numpy as np\nweight, target = 1.0, np.ones(2)\n\ndef inner(x):\n    return weight * x[0]\n\n"
+        "@jax.jit\ndef reward(x):\n    return inner(x) + target[0]\n\nclass Score:\n    def __call__(self, x):\n"
+        "        return 2 * x[0]\n"
+    )
+
+    def record(name, text=script):
+        found = getattr(work(monkeypatch, tmp_path, text), name)
+        return plan(reward=found() if name == "Score" else found).record()
+
+    assert "my_script:" in record("reward")["sampler"]
+    for name in ("reward", "Score"):
+        assert record(name) == record(name)
+    for old, new in {"weight, target = 1.0": "weight, target = 2.0", "ones(2)": "zeros(2)", "* x[0]": "* x[1]"}.items():
+        assert record("reward", script.replace(old, new)) != record("reward"), new
+    assert record("Score", script.replace("* x[0]", "* x[1]")) != record("Score")
+    reward = work(monkeypatch, tmp_path, script).inner
+    assert "function('my_script:inner')" in repr(sampler(reward=reward)), "printed and read back by its name"
+
+
+def test_settings_are_those_that_are_read_back_and_hide_nothing():
+    planned = batch.make_plan(sampler(), STEPS, (np.int64(8),), np.int64(4), settings={"size": (8, 8), 3: 4, "seed": 9})
+    assert planned.settings == {"size": [8, 8], "3": 4, "seed": 9}
+    assert json.loads(json.dumps(planned.record())) == planned.record()
+    assert planned.record()["plan"]["seed"] == 0, "the plan's own"
+    for bad in (np.float32(1), float("nan")):
+        with pytest.raises(ValueError, match="settings must be what JSON can hold"):
+            batch.make_plan(sampler(), STEPS, (8,), 4, settings={"x": bad})
+
+
+def test_other_generators_are_other_plans():
+    was = plan().record()
+    for other in (jax.default_prng_impl("rbg"), jax.threefry_partitionable(False)):
+        with other:
+            assert plan().record() != was
+
+
+def test_latents_are_single_unless_asked_for_and_populations_keep_their_evidence():
+    with jax.enable_x64(True):
+        drawn = jax.eval_shape(lambda key: batch.draw_one(sampler(), key, 0, STEPS, (8,))[0], jax.random.key(0))
+        assert drawn.x.dtype == np.float32
+    fk = nk.methods.fk(lambda x, t: 0.5 * x, lambda x0: x0.sum(), (2,), num_particles=4)
+    drawn, _ = jax.jit(lambda key: batch.draw_one(fk, key, 0, STEPS, (2,)))(jax.random.key(0))
+    assert drawn.log_weights.shape == ()
+    want = jax.jit(lambda key: every(fk, key))(jax.random.key(0))
+    np.testing.assert_allclose(drawn.log_weights, nk.samplers.log_z(want), rtol=1e-5)
+
+
+def every(fk, key):
+    """The whole population of which `draw_one` draws a member."""
+    noise_key, run_key, _ = jax.random.split(jax.random.fold_in(key, 0), 3)
+    return nk.run(fk, run_key, STEPS.sigma_t[0] * jax.random.normal(noise_key, (4, 2)), STEPS)[0]
 
 
 def units(*etas, seed=None):
@@ -95,9 +164,9 @@ def test_conditions_and_bfloat16(tmp_path):
     ("changes", "words"),
     [
         ({"units": units(1.0, 1.0)}, "distinct names"),
-        ({"units": ()}, "at least one unit"),
-        ({"num": 0}, "at least one"),
-        ({"chunk": 0}, "at least one"),
+        ({"units": ()}, "units must be at least 1"),
+        ({"num": 0}, "num must be at least 1"),
+        ({"chunk": 0}, "chunk must be at least 1"),
         ({"num": 2**31}, "at most"),
         ({"seed": -1}, "seeds must be"),
     ],

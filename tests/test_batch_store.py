@@ -232,3 +232,9 @@ def test_a_full_disk_and_a_read_only_one(whole, disk, tmp_path):
         with pytest.raises(batch.StoreError, match="Read-only file system"):
             one_device(plan(), disk / name)
     assert files(disk / "store") == before
+
+
+def test_what_was_not_verified_and_is_damaged_is_named(copy):
+    flip(copy / "reward" / "c.2")
+    with pytest.raises(batch.StoreError, match="is damaged .*; run again with verification"):
+        batch.run(plan(), copy, devices=1, verify=False)

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.core import FrozenDict
 
 from ntrk_jax import config, schedules, tweedie
-from ntrk_jax.models import Cast, FlaxDenoiser, NnxDenoiser
+from ntrk_jax.models import Cast, ClassifierFree, FlaxDenoiser, NnxDenoiser
 from ntrk_jax.models.nets import MLP
+from ntrk_jax.tree import replace
 
 MEAN, VAR = 0.7, 0.3
 FLOW = schedules.RectifiedFlow()
@@ -139,3 +141,20 @@ def test_float64_samples_through_float32_weights():
 def test_bad_kind():
     with pytest.raises(ValueError, match="kind must be one of"):
         FlaxDenoiser(lambda w, x, t: x, "noise", {}, FLOW)
+
+
+def test_labels_are_whole_numbers_where_nothing_is_traced():
+    """A plain number becomes an array, as it does under `jax.jit`."""
+    net = nn.Embed(11, 3)
+    params = net.init(jax.random.key(0), jnp.int32(0))
+    model = FlaxDenoiser(lambda p, x, t, c: net.apply(p, c) + x, "v", params, schedules.VPCosine())
+    guided = ClassifierFree(model, 2.0, null=10, cond=3)
+    np.testing.assert_allclose(guided(jnp.ones(3), 0.5), jax.jit(lambda m: m(jnp.ones(3), 0.5))(guided), rtol=1e-5)
+
+
+def test_frozen_variables_compare_and_read_back():
+    variables = FrozenDict({"w": jnp.arange(2.0)})
+    model = FlaxDenoiser(gaussian, "v", variables, schedules.VPCosine())
+    assert model == replace(model, variables={"w": jnp.arange(2.0)})
+    assert model != replace(model, variables=FrozenDict({"w": jnp.ones(2)}))
+    assert config.loads(repr(model), functions={f"{__name__}:gaussian": gaussian}) == model

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntrk_jax import schedules
+from ntrk_jax import config, schedules
 from ntrk_jax.models import Cast, ClassifierFree, Counted, Counter, Exact, FlaxDenoiser, Reschedule
 from ntrk_jax.targets import GaussianMixture
 
@@ -57,6 +57,11 @@ def test_classifier_free_needs_a_condition():
         ClassifierFree(conditional(None), 2.0, jnp.asarray(0.0))(jnp.ones(3), 0.3)
     with pytest.raises(ValueError, match="null=None around a model that falls back"):
         ClassifierFree(conditional(jnp.asarray(1.0)), 2.0, None, jnp.asarray(2.0))
+
+
+def test_cast_prints_its_dtype_by_name():
+    cast = Cast(Exact(SKEWED, schedules.VPCosine()), jnp.float16)
+    assert config.loads(repr(cast), arrays=jax.tree.leaves(cast)) == cast
 
 
 def test_cast_runs_the_network_in_bfloat16_and_spares_the_schedule():

@@ -156,3 +156,22 @@ def test_candidates_without_a_finite_reward_are_passed_over():
 def test_refusals_say_what_to_do(build, message):
     with pytest.raises(ValueError, match=message):
         build(nk.Look(Shrink(), Near()))
+
+
+def test_rollouts_and_grids_are_not_taken_for_each_other():
+    grid = nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(4))
+    path = nk.methods.base(Shrink(), Near(), (3,))
+    for sampler in (
+        nk.methods.rbf(Shrink(), Near(), (3,), grid=grid),
+        nk.methods.dts(Shrink(), Near(), (3,), grid=grid),
+    ):
+        with pytest.raises(ValueError, match="is run over nk.samplers.rollouts"):
+            nk.run(sampler, jax.random.key(0), jnp.ones(3), grid)
+        with pytest.raises(ValueError, match="BestOfN runs samplers of one path"):
+            nk.BestOfN(sampler)
+    with pytest.raises(ValueError, match="got the rows of rollouts"):
+        nk.run(path, jax.random.key(0), jnp.ones(3), rollouts(4))
+    with pytest.raises(ValueError, match="BestOfN runs samplers of one path, got SMC"):
+        nk.BestOfN(nk.methods.fk(Shrink(), Near(), (3,)))
+    with pytest.raises(ValueError, match="at least one row"):
+        nk.run(path, jax.random.key(0), jnp.ones(3), grid.rows(2, 2))

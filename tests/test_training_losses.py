@@ -83,3 +83,13 @@ def test_refused_names(name, options):
 def test_refused_numbers(options):
     with pytest.raises(ValueError, match="0 <= low <= high <= 1|max_snr must be positive"):
         DenoisingLoss(gaussian("x0"), "x0", FLOW, weight="snr", **options)
+
+
+def test_networks_of_batches_are_trained_as_those_of_samples():
+    def many(w, x, t, c):
+        assert (x.shape, t.shape, c.shape) == ((1, 3), (1,), (1,))
+        return w * x + c[:, None]
+
+    sample = (jnp.ones(3), jnp.float32(0.5))
+    losses = (DenoisingLoss(many, "x0", FLOW, batched=True), DenoisingLoss(lambda w, x, t, c: w * x + c, "x0", FLOW))
+    assert len({float(loss(jax.random.key(0), jnp.float32(0.3), sample)) for loss in losses}) == 1

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ntrk_jax.run import run
+from ntrk_jax.samplers.population import Population, log_z
 from ntrk_jax.typing import Key
 
 __all__ = ["Drawn", "draw_one"]
@@ -21,6 +22,8 @@ class Drawn(NamedTuple):
     """Samples and what they cost; the leading axis counts samples.
 
     x: [num, *shape]. reward, log_weights, status: [num]. evals: an `Evals` of [num].
+    log_weights: of a path that of the final state, to which a tilt adds its reward over the temperature; of a
+        population, whose member is drawn by weight already, and of a tree the estimate of log Z.
     """
 
     x: Any
@@ -58,13 +61,15 @@ def draw_one(
     num = getattr(sampler, "num_particles", None) if getattr(sampler, "population", True) else None
     full = shape if num is None else (num, *shape)
     levels = getattr(sampler, "grid", steps)  # trees hold their grid, and are run over rollouts
-    x = jnp.asarray(levels.sigma_t)[0] * jax.random.normal(key_noise, full)
-    x = x if dtype is None else x.astype(dtype)
+    dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    z = jax.random.normal(key_noise, full, dtype if dtype == jnp.float64 else jnp.float32)
+    x = (jnp.asarray(levels.sigma_t)[0].astype(z.dtype) * z).astype(dtype)
     state, trace = run(sampler, key_run, x, steps, record or (lambda state, info: None))
     if state.log_weights.ndim == 1:
         chosen = jax.random.categorical(key_draw, state.log_weights)
         look, trace = jax.tree.map(lambda a: a[chosen], state.look), jax.tree.map(lambda a: a[:, chosen], trace)
-        state = state._replace(look=look, log_weights=state.log_weights[chosen])
+        weight = log_z(state) if isinstance(state, Population) else state.log_weights[chosen]
+        state = state._replace(look=look, log_weights=weight)
     seen = state.look
     reward = jnp.full((), jnp.nan, jnp.float32) if seen.value is None else seen.value
     return Drawn(seen.x, reward, state.log_weights, state.evals, state.status), trace

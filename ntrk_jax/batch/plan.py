@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax import naming
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Step
 from ntrk_jax.grids import check_schedule
 from ntrk_jax.tree import describe
@@ -57,7 +60,8 @@ class Plan:
         settings: anything that JSON can hold, for instance the file the plan was read from; kept with the results.
 
     Raises:
-        ValueError: if two units share a name, a count is not positive, or a grid is not of its sampler's schedule.
+        ValueError: if two units share a name, a count is not positive, a setting is nothing that JSON can hold, or a
+            grid is not of its sampler's schedule.
     """
 
     units: tuple[Unit, ...]
@@ -70,10 +74,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
-        if min(len(self.units), self.num, self.chunk) < 1:
-            raise ValueError(
-                f"a plan needs at least one unit, sample and row a chunk, got {len(self.units), self.num, self.chunk}."
-            )
+        require_count(units=len(self.units), num=self.num, chunk=self.chunk)
+        object.__setattr__(self, "settings", _as_json(self.settings))
         if self.total >= 2**31:
             raise ValueError(f"a plan holds at most 2^31 - 1 samples, got {self.total}; split it into several.")
         for seed in (self.seed, *(unit.seed for unit in self.units if unit.seed is not None)):
@@ -81,7 +83,9 @@ class Plan:
                 raise ValueError(f"seeds must be between 0 and 2^32 - 1, got {seed}.")
         for unit in self.units:
             check_schedule(unit.sampler, unit.steps)
-        object.__setattr__(self, "chunk", min(self.chunk, self.total))
+        for name, value in (("num", self.num), ("seed", self.seed), ("chunk", min(self.chunk, self.total))):
+            object.__setattr__(self, name, int(value))
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
         names = [unit.name for unit in self.units]
         tags = {_tag(name): name for name in names}
         if len(tags) < len(names):
@@ -135,7 +139,11 @@ class Plan:
             units.append(entry)
         dtype = None if self.dtype is None else jnp.dtype(self.dtype).name
         plan = {"num": self.num, "seed": self.seed, "chunk": self.chunk, "shape": list(self.shape), "dtype": dtype}
-        return {"plan": plan | dict(self.settings), "sampler": units[0]["sampler"], "units": units}
+        generator = str(jax.random.key_impl(jax.random.key(0)))
+        partitionable = getattr(jax.config, "jax_threefry_partitionable", True)
+        if (generator, partitionable) != ("threefry2x32", True):
+            plan |= {"keys": generator, "partitionable": partitionable}
+        return {"plan": dict(self.settings) | plan, "sampler": units[0]["sampler"], "units": units}
 
 
 def make_plan(
@@ -234,8 +242,9 @@ def grouped(units: Sequence[Unit]) -> list[Group]:
 
 
 def _printed(sampler: Any) -> str:
-    """The sampler's repr, without the addresses of objects that have none of their own."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(sampler))
+    """The sampler's repr, with the code of functions in work and without addresses."""
+    with naming.in_full():
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(sampler))
 
 
 def _is_key(leaf: Any) -> bool:
@@ -252,6 +261,14 @@ def _aval(leaf: Any) -> tuple:
 
 def _same(a: Any, b: Any) -> bool:
     return a is b or (_aval(a) == _aval(b) and _host(a).tobytes() == _host(b).tobytes())
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are read back from a file."""
+    try:
+        return json.loads(json.dumps(dict(settings), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings must be what JSON can hold: {error}.") from None
 
 
 def _tag(name: str) -> int:

@@ -222,7 +222,12 @@ def _all_agree(error: BaseException | None) -> None:
 def _report(
     plan: Plan, store: Store, writer: Writer, seconds: float, drawn: int, damaged: list[int], notes: list[str]
 ) -> Report:
-    reward, status = store.read("reward").astype(np.float64), store.read("status")
+    try:
+        reward, status = store.read("reward").astype(np.float64), store.read("status")
+    except ValueError as error:  # a checksum, where nothing was verified
+        raise StoreError(
+            f"{store.path} is damaged ({error}); run again with verification, which draws it anew."
+        ) from None
     finite = reward[np.isfinite(reward)]
     error = finite.std(ddof=1) / np.sqrt(finite.size) if finite.size > 1 else float("nan")
     bits = {name: bit for name, bit in vars(Status).items() if name.isupper()}

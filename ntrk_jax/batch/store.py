@@ -3,7 +3,7 @@
 | array | shape | |
 |---|---|---|
 | `x` | [rows, *shape] | the samples, one unit after the other |
-| `reward`, `log_weight`, `status` | [rows] | `status` holds bits of `Status` |
+| `reward`, `log_weight`, `status` | [rows] | of a population `log_weight` is log Z; `status` holds bits of `Status` |
 | `evals` | [rows, 4] | model, model_vjp, reward, reward_vjp |
 | `done` | [chunks] | 0, or the CRC-32 of the chunk's bytes in the five arrays above |
 
@@ -238,7 +238,10 @@ def _refuse_other(path: Path, attributes: dict[str, Any], outputs: Drawn, plan: 
         shape = [plan.num_chunks] if name == "done" else [plan.total, *parts[name].shape[1:]]
         dtype = "uint32" if name == "done" else str(np.dtype(parts[name].dtype))
         if meta.get("shape") != shape or str(meta.get("data_type")) != dtype:
-            raise StoreError(f"{path} is damaged: its array {name!r} should be {dtype}{shape}. Nothing was changed.")
+            raise StoreError(
+                f"{path} is damaged, or was made in another precision: its array {name!r} should be {dtype}{shape}. "
+                "Nothing was changed."
+            )
 
 
 def _metadata(path: Path, name: str, reason: str) -> dict[str, Any]:

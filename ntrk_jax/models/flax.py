@@ -93,7 +93,7 @@ class FlaxDenoiser:
         dtype = _network_dtype(self.variables, x.dtype)
         args: tuple = (x.astype(dtype), t.astype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32))
         if cond is not None:
-            args = (*args, cond)
+            args = (*args, jax.tree.map(jnp.asarray, cond))
         if self.batched:
             return self.apply(self.variables, *jax.tree.map(lambda a: jnp.asarray(a)[None], args))[0]
         try:

@@ -87,14 +87,18 @@ class Cast:
 
     Attributes:
         model: a denoiser whose weights are leaves.
-        dtype: the floating dtype to run in.
+        dtype: the floating dtype to run in, kept by its name.
 
     Shapes: x [*shape], t [] -> [*shape] in the dtype of x.
     Cost: that of the model in the other precision.
     """
 
     model: Denoiser
-    dtype: Any = static(default=jnp.bfloat16)
+    dtype: Any = static(default="bfloat16")
+
+    def __post_init__(self) -> None:
+        """Keep the dtype by its name, which prints and reads back."""
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
 
     @property
     def num_calls(self) -> int:

@@ -39,11 +39,14 @@ class BestOfN:
     num_particles: int = static(default=4)
 
     def __post_init__(self) -> None:
-        """Refuse an empty population, and a look without a reward to choose by."""
+        """Refuse an empty population, populations of populations, and a look without a reward to choose by."""
         require_count(num_particles=self.num_particles)
         look = getattr(self.sampler, "look", None)
         if look is not None and look.reward is None and look.value is None:
             raise ValueError("BestOfN chooses by reward; give the sampler's Look a reward.")
+        several = getattr(self.sampler, "num_particles", None) and getattr(self.sampler, "population", True)
+        if several or isinstance(getattr(self.sampler, "grid", None), Step):
+            raise ValueError(f"BestOfN runs samplers of one path, got {type(self.sampler).__name__}.")
 
     def init(self, key: Key, x: Array, first: Step) -> State:
         """N looks at N initial noises."""

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from ntrk_jax.core import Evals, Info, Lookahead, Sampler, State, Status, Step, algebra_dtype
 from ntrk_jax.resampling import alive, ess, log_mean_exp
 from ntrk_jax.samplers.single import Single
-from ntrk_jax.typing import Array, Key
+from ntrk_jax.typing import Array, Key, Scalar
 
 __all__ = [
-    "Population", "advance", "any_bits", "ess_of", "log_z", "require_particles", "roll", "sanitise", "siblings",
-    "start", "streams", "tilted", "total", "weights_report",
+    "Population", "advance", "any_bits", "ess_of", "hopeful", "log_z", "require_particles", "roll", "sanitise",
+    "siblings", "start", "streams", "tilted", "total", "weights_report",
 ]  # fmt: skip
 
 
@@ -111,6 +111,16 @@ def sanitise(log_weights: Array) -> tuple[Array, Array]:
     """Log-weights [num_particles] with those that are not finite dead, and the flag [] where all of them are."""
     dead = jnp.where(jnp.any(jnp.isfinite(log_weights)), jnp.int32(0), jnp.int32(Status.DEAD_WEIGHTS))
     return alive(log_weights), dead
+
+
+def hopeful(value: Array, noise: Scalar) -> Array:
+    """Values [num_particles], where -inf, which forbids a sample, is the lowest other one while noise is left.
+
+    What is forbidden may yet move to where it is not, and any finite potential on the way keeps the weights exact.
+    """
+    lowest = jnp.min(jnp.where(jnp.isfinite(value), value, jnp.inf))
+    lowest = jnp.where(jnp.isfinite(lowest), lowest, jnp.zeros_like(lowest))
+    return jnp.where(jnp.isneginf(value) & (jnp.asarray(noise) > 0), lowest, value)
 
 
 def tilted(untilted: Array, log_psi: Array) -> tuple[Array, Array, Array, Array]:

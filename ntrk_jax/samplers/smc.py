@@ -21,7 +21,7 @@ from ntrk_jax.core import Guidance, Info, Kernel, Resampler, Step, Stream
 from ntrk_jax.look import Look
 from ntrk_jax.potentials import Potential, Tempered
 from ntrk_jax.resampling import Systematic, WhenESS, alive, ess
-from ntrk_jax.samplers.population import Population, advance, start, tilted
+from ntrk_jax.samplers.population import Population, advance, hopeful, start, tilted
 from ntrk_jax.samplers.single import Single
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key
@@ -50,7 +50,9 @@ class SMC:
         family tree. `nk.draw(key, state)` draws one particle by weight.
     Cost per step: num_particles looks and what the rule declares; weighing and resampling call nothing.
     Density: exact in the limit of many particles, for the law of the discretised base sampler.
-    Status: a particle whose reward is not finite is dead (weight 0); DEAD_WEIGHTS if all of a population are.
+    Status: a particle whose reward is not finite is dead (weight 0); DEAD_WEIGHTS if all of a population are. A reward
+        of -inf, for what is forbidden, kills at the end alone: on the way, where the sample may yet come back, it
+        counts as the lowest other one (and raises the flag NONFINITE_REWARD); a finite penalty steers too.
     Departs from the paper: weights are carried wherever nothing is resampled; resampling re-indexes the whole look;
         the last row never resamples, so that the final weights stay in the state.
     References: Del Moral, Doucet, Jasra 2006; Wu et al. 2023, arXiv:2306.17775; Singhal et al. 2025, arXiv:2501.06848;
@@ -92,7 +94,7 @@ class SMC:
     def init(self, key: Key, x: Array, first: Step) -> Population:
         """Looks at the initial noises, weighed by the first potential."""
         state = start(self.single, key, x, first, self.num_particles)
-        memory = self.potential.init(state.look.value, first)
+        memory = self.potential.init(hopeful(state.look.value, first.sigma_t), first)
         weights, top, untilted, dead = tilted(jnp.zeros_like(memory.log_psi), memory.log_psi)
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
         return Population(state.look, weights + top, state.evals, state.status | dead, memory, own, untilted)
@@ -103,7 +105,7 @@ class SMC:
         look = state.look if scale is None or state.look.grad is None else _scaled(state.look, scale)
         seen, ratio, spent, status = advance(self.single, key, look, step, self.num_particles, self.chunk)
         untilted = state.untilted + ratio
-        memory = self.potential(state.memory, seen.value, step, untilted)
+        memory = self.potential(state.memory, hopeful(seen.value, step.sigma_s), step, untilted)
         weights, top, untilted, dead = tilted(untilted, memory.log_psi)
         (look, memory, untilted), kept, ancestors = self._select(key, weights, (seen, memory, untilted), step)
         untilted = jnp.where(kept == weights[ancestors], untilted, kept - (memory.log_psi - top))

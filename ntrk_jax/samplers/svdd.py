@@ -19,7 +19,7 @@ from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, State, Status, Step, Stream, algebra_dtype
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
-from ntrk_jax.samplers.population import any_bits, siblings, total
+from ntrk_jax.samplers.population import any_bits, hopeful, siblings, total
 from ntrk_jax.samplers.single import Single
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
@@ -47,7 +47,8 @@ class SVDD:
     Cost per step: M looks at once, and what the rule declares M times. On the last row, where all candidates coincide,
         one reward: 1 + M (num_steps - 1) NFE.
     Density: the tilted law as M and the steps grow, for an exact value and a categorical choice; argmax has no limit.
-    Status: the flags of all candidates; one whose reward or x0 is not finite is chosen only if all are so (the first).
+    Status: the flags of all candidates; one whose reward or x0 is not finite is chosen only if all are so (the first);
+        a reward of -inf counts as the lowest other one until the end.
     Departs from the paper: a guided candidate's weight holds its density ratio, and the path carries its own weight.
     References: Li et al. 2024, arXiv:2408.08252, Algorithm 1.
 
@@ -117,11 +118,12 @@ class SVDD:
 
         z = jax.random.normal(key, (num, *look.x.shape), algebra_dtype(look.x))
         seen, ratio, evals, status = jax.vmap(candidate)(siblings(key, num), z)
-        usable = (status & (Status.NONFINITE_REWARD | Status.NONFINITE_SAMPLE)) == 0
+        value = hopeful(seen.value, step.sigma_s)
+        usable = jnp.isfinite(value) & ((status & Status.NONFINITE_SAMPLE) == 0)
         if self.choice == "argmax":
-            index, weight = jnp.argmax(jnp.where(usable, seen.value, -jnp.inf)), jnp.zeros_like(ratio[0])
+            index, weight = jnp.argmax(jnp.where(usable, value, -jnp.inf)), jnp.zeros_like(ratio[0])
         else:
-            level = seen.value / jnp.asarray(self.temperature, seen.value.dtype)
+            level = value / jnp.asarray(self.temperature, value.dtype)
             index, mean = _draw(jax.random.fold_in(key, Stream.SELECT), jnp.where(usable, ratio + level, -jnp.inf))
             weight = jnp.where(jnp.any(usable), mean - level[index], jnp.zeros_like(mean))
         spent = total(evals)

@@ -74,7 +74,8 @@ class DTS:
         look.x [*shape], log_weights [] (log Z), and a tree of 1 + num_rollouts (num_levels + 1) nodes.
     Cost per step: num_rows model calls. One reward where a path ends: between one and num_levels a step. Under `vmap`
         the model is called on whole batches and the rewards are asked tree by tree, only where a path ended.
-        Selection and backup compare all nodes: O(capacity num_levels) a path.
+        Selection and backup compare all nodes: O(capacity num_levels) a path. What differs from tree to tree under
+        `vmap` must be a leaf of the reward (`rewards.Neural`), not something that its function closes over.
     Density: the law of a draw from the tree (`sample_tree`) approaches that of the kernel's paths weighted by
         exp(r / temperature) as rollouts grow. Values are low, as a child that was lucky is visited more often than one
         that was not; the more so the smaller `tempering`. log_weights does not depend on them.

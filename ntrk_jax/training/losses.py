@@ -44,7 +44,7 @@ class DenoisingLoss:
         t ~ times,  x_t = alpha x_0 + sigma z,  loss = w(t) mean |apply(params, x_t, t) - target|^2
 
     Attributes:
-        apply: (params, x, t[, cond]) -> prediction of `kind`, on one sample.
+        apply: (params, x, t[, cond]) -> prediction of `kind`, on one sample, or on batches with `batched`.
         kind: one of `tweedie.KINDS`.
         schedule: t -> (alpha, sigma).
         times: "uniform" on [low, high], or "logit-normal": sigmoid of N(mean, spread^2), mapped to [low, high]
@@ -54,6 +54,7 @@ class DenoisingLoss:
         low, high: the range of times in [0, 1]; at 0, where the noise vanishes, only some kinds are finite.
         mean, spread: the parameters of "logit-normal".
         max_snr: the largest weight of "snr", positive.
+        batched: whether `apply` takes a leading batch axis, as in `models.FlaxDenoiser`. Static.
 
     Shapes: sample [*shape], or a pair (sample [*shape], cond). Result [].
     Cost: one network evaluation.
@@ -78,6 +79,7 @@ class DenoisingLoss:
     mean: Scalar = 0.0
     spread: Scalar = 1.0
     max_snr: Scalar = 5.0
+    batched: bool = static(default=False)
 
     def __post_init__(self) -> None:
         """Refuse unknown names and numbers that mean nothing."""
@@ -108,7 +110,11 @@ class DenoisingLoss:
         alpha, sigma = self.schedule(t)
         slope = rates(self.schedule, t)
         x = alpha * x0 + sigma * z
-        prediction = self.apply(params, x, t) if cond is None else self.apply(params, x, t, cond)
+        args = (x, t) if cond is None else (x, t, cond)
+        if self.batched:
+            prediction = self.apply(params, *jax.tree.map(lambda a: jnp.asarray(a)[None], args))[0]
+        else:
+            prediction = self.apply(params, *args)
         error = prediction.astype(dtype) - self._target(x0, z, alpha, sigma, slope)
         return self._weight(alpha, sigma, slope) * jnp.mean(jnp.square(error))
 

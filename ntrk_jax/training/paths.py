@@ -74,8 +74,8 @@ def require_noise(name: str, kernel: Any, steps: Step) -> None:
         )
     still, before = jnp.zeros((1,), steps.t.dtype), steps.rows(0, steps.num_steps - 1)
     std = jax.vmap(lambda row: jnp.asarray(kernel(*in_algebra(Lookahead(still, still), row)).std))(before)
-    silent = np.flatnonzero(np.asarray(std) == 0) if is_concrete(std) else ()
-    if len(silent):
+    silent = np.flatnonzero(np.asarray(std) == 0) if is_concrete(std) else np.zeros(0, int)
+    if silent.size:
         raise ValueError(
             f"{name} needs noise in every row but the last, whose steps have a density; {type(kernel).__name__} draws "
             f"none in row {silent[0]}, at t = {float(steps.t[silent[0]]):.3g}."
