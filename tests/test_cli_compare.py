@@ -186,6 +186,7 @@ def test_how_a_budget_is_spent(name, budget, steps, particles):
     assert made.lead == ((particles,) if entry.population else ())
 
 
+@pytest.mark.slow
 def test_a_tree_at_another_temperature_than_the_laws_gives_no_log_z():
     task = problem("das9")
     for name, known in (("dts", True), ("dts_star", False)):
