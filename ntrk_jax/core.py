@@ -23,7 +23,7 @@ from ntrk_jax.typing import Array, Key, Sample, Scalar
 __all__ = [
     "Denoiser", "Evals", "Gaussian", "Guidance", "Info", "Kernel", "Lookahead", "Move", "Resampler",
     "Reward", "Sampler", "State", "Status", "Step", "Stream", "Tilt", "Value", "Whitening", "algebra_dtype",
-    "root",
+    "root", "vary",
 ]  # fmt: skip
 
 
@@ -236,6 +236,26 @@ class Stream:
     LOOK = 0x80000003
     SELECT = 0x80000004
     INIT = 0xFFFFFFFF
+
+
+def vary(tree: Any, like: Any) -> Any:
+    """A pytree that differs from device to device as the arrays of `like` do: what a loop or a branch begins with.
+
+    Under `jax.shard_map` what a loop carries must vary over the same axes at its start and its end; elsewhere nothing
+    is done.
+    """
+    axes = frozenset().union(*(_axes(leaf) for leaf in jax.tree.leaves(like)))
+
+    def one(leaf: Any) -> Any:
+        missing = tuple(sorted(axes - _axes(leaf)))
+        return jax.lax.pcast(jnp.asarray(leaf), missing, to="varying") if missing else leaf
+
+    return jax.tree.map(one, tree) if axes else tree
+
+
+def _axes(leaf: Any) -> frozenset:
+    kind = getattr(getattr(leaf, "aval", None), "manual_axis_type", None)
+    return getattr(kind, "varying", frozenset())
 
 
 def root(x: Array) -> Array:

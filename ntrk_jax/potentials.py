@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Step
+from ntrk_jax.core import Step, vary
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Scalar
 
@@ -202,7 +202,7 @@ class Adaptive:
             return jnp.where(enough, middle, ends[0]), jnp.where(enough, ends[1], middle)
 
         one = jnp.ones_like(before)
-        found, _ = jax.lax.fori_loop(0, 30, halve, (before, one))
+        found, _ = jax.lax.fori_loop(0, 30, halve, vary((before, one), (before, value, untilted, step)))
         free = (effective(one) >= goal) | (step.sigma_s == 0)
         gamma = jnp.broadcast_to(jnp.where(free, one, found), value.shape)
         return Memory(gamma * per_unit, gamma=gamma)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Step, algebra_dtype
+from ntrk_jax.core import Step, algebra_dtype, vary
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Scalar
 
@@ -213,7 +213,8 @@ class SSP:
             return (jnp.where(keeps, i, j), left), (settled, full.astype(jnp.int32))
 
         indices = jnp.arange(num, dtype=jnp.int32)
-        (last, _), (settled, full) = jax.lax.scan(settle, (indices[0], rest[0]), (indices[1:], rest[1:], coins[1:]))
+        opened = vary((indices[0], rest[0]), (rest, coins))
+        (last, _), (settled, full) = jax.lax.scan(settle, opened, (indices[1:], rest[1:], coins[1:]))
         counts = whole.astype(jnp.int32).at[settled].add(full)
         counts = counts.at[last].add(jnp.maximum(num - jnp.sum(counts, dtype=jnp.int32), 0))
         return jnp.repeat(indices, counts, total_repeat_length=num)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Info, Sampler, State, Status, Step, Stream
+from ntrk_jax.core import Info, Sampler, State, Status, Step, Stream, vary
 from ntrk_jax.grids import check_schedule
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Key, PyTree
@@ -49,9 +49,8 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
             `state.evals` what was spent, `state.log_weights` the weights, `state.status` the flags.
         trace: the recorded pytrees stacked over [num_steps].
 
-    Shapes: batches by `jax.vmap(run, in_axes=(None, 0, 0, None))`: a sample depends on its own key alone. Under
-        `jax.shard_map` pass check_vma=False, and shard over a mesh of Auto axes (`batch.make_mesh`): loops begin with
-        constants, which that check and Explicit axes refuse.
+    Shapes: batches by `jax.vmap(run, in_axes=(None, 0, 0, None))`: a sample depends on its own key alone; over devices
+        by `jax.shard_map` of that, or by sharding the inputs over a mesh of Auto axes (`batch.make_mesh`).
     Cost: one look before the loop and one a row, of which the last is free of model calls: num_steps NFE.
     Errors: TypeError or ValueError at trace time for a raw key, a wrong grid or a wrong shape; ValueError for a grid of
         another schedule than the model's, and under `jax.jit`, where that cannot be read, the flag WRONG_GRID. Values
@@ -89,9 +88,9 @@ def resume(
     def body(state: State, row: tuple[Array, Step]) -> tuple[State, PyTree]:
         index, step = row
         state, info = sampler.step(jax.random.fold_in(key, index), state, step)
-        return state, record(state, info)
+        return vary(state, (sampler, key, state, step)), record(state, info)
 
-    return jax.lax.scan(body, state, (indices, steps))
+    return jax.lax.scan(body, vary(state, (sampler, key, state, steps)), (indices, steps))
 
 
 def check(state: State) -> None:

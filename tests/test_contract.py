@@ -132,6 +132,18 @@ def test_traces_with_the_shapes_and_dtypes_of_its_input(name, dtype, shape):
     assert [(a.shape, a.dtype) for a in jax.tree.leaves(after)] == [(a.shape, a.dtype) for a in jax.tree.leaves(state)]
 
 
+@pytest.mark.parametrize("name", rest_slow(NAMES, lambda name: name in KINDS))
+def test_goes_into_shard_map(name):
+    """With its check of what varies over the mesh, which loops that begin with constants would not pass."""
+    mesh = jax.make_mesh((BATCH,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = noise(name, SHAPES["vector"], jnp.float32)
+    sampler = build(name, SHAPES["vector"])
+    steps, spec = rows(sampler), jax.sharding.PartitionSpec("data")
+    many = jax.vmap(lambda key, x: nk.run(sampler, key, x, steps)[0].look.x)
+    shared = jax.eval_shape(jax.shard_map(many, mesh=mesh, in_specs=spec, out_specs=spec), keys(), x)
+    assert shared.shape == (BATCH, *x.shape[1:])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_traces_in_double_precision(name):
     with jax.enable_x64(True):

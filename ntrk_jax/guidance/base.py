@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Evals, Gaussian, Guidance, Lookahead, Step, Tilt
+from ntrk_jax.core import Evals, Gaussian, Guidance, Lookahead, Step, Tilt, vary
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Scalar
 
@@ -185,8 +185,11 @@ def _where(inside: Array, rule: Guidance, look: Lookahead, base: Gaussian, step:
         scale = jnp.asarray(tilt.scale, zero.dtype)
         return tilt.mean + zero, tilt.noise + zero, scale, Evals() + tilt.evals, jnp.asarray(tilt.status, jnp.int32)
 
+    def alike(branch: Any) -> Any:
+        return lambda key: vary(branch(key), (rule, look, base, step, key, probe))
+
     def plain(key: Key) -> tuple:
         return zero, zero, jnp.ones((), zero.dtype), Evals() + Evals(), jnp.int32(0)
 
-    mean, noise, scale, evals, status = jax.lax.cond(inside, guided, plain, key)
+    mean, noise, scale, evals, status = jax.lax.cond(inside, alike(guided), alike(plain), key)
     return Tilt(mean, noise, scale, project[0], evals, status)

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import algebra_dtype
+from ntrk_jax.core import algebra_dtype, vary
 from ntrk_jax.guidance.base import require
 from ntrk_jax.guidance.shift import _LOWEST_ALPHA
 from ntrk_jax.tree import pytree, static
@@ -98,6 +98,7 @@ class MomentMatched:
     ) -> tuple[Array, Sample]:
         """The value [] and its gradient [*shape] at x_t, with pull: u -> J'u."""
         beta = jnp.asarray(self.temperature, x0.dtype)
+        back, pull = pull, lambda u: back(vary(u, x0))
         rows = self._rows(x0, pull) if self.jacobian == "full" else None
         covariance = self._covariance(x0, t, pull, rows)
         value, u = soft_value(reward, x0.reshape(-1), covariance, 1.0 / beta)

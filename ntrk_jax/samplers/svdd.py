@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_count
-from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, State, Status, Step, Stream, algebra_dtype
+from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, State, Status, Step, Stream, algebra_dtype, vary
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
 from ntrk_jax.samplers.population import any_bits, hopeful, siblings, total
@@ -97,7 +97,9 @@ class SVDD:
         """Draw candidates, look at each, go on with one."""
         if self.num_particles == 1:
             return self.single.step(key, state, step)
-        out = jax.lax.cond(jnp.asarray(step.sigma_s) == 0, self._last, self._choose, key, state.look, step)
+        like = (self, key, state.look, step)
+        last, choose = (lambda *args, f=f: vary(f(*args), like) for f in (self._last, self._choose))
+        out = jax.lax.cond(jnp.asarray(step.sigma_s) == 0, last, choose, key, state.look, step)
         seen, log_ratio, evals, status = out
         after = State(seen, state.log_weights + log_ratio, state.evals + evals, state.status | status)
         return after, Info(seen.value, jnp.ones_like(log_ratio), log_ratio, status, evals)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_count
-from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, Status, Step, Stream, algebra_dtype
+from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, Status, Step, Stream, algebra_dtype, vary
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
 from ntrk_jax.samplers import tree_policy as policy
@@ -141,11 +141,15 @@ class DTS:
         def draw(key: Key, state: TreeState) -> Lookahead:
             return jax.tree.map(lambda a: a[0], sample_tree(key, state, 1))
 
+        like = (self, key, state, step)
+        state = vary(state, like)
         after = jax.lax.cond(jnp.asarray(step.alpha_t) < self.num_rollouts, self._grow, full, key, state)
         if self.exploration is None:
             key_draw = jax.random.fold_in(key, Stream.LOOK)
             last = jnp.asarray(step.sigma_s) == 0
-            after = after._replace(look=jax.lax.cond(last, draw, lambda _, state: state.look, key_draw, after))
+            after = after._replace(
+                look=jax.lax.cond(last, draw, lambda _, state: state.look, key_draw, vary(after, like))
+            )
         spent = Evals(*(a - b for a, b in zip(after.evals, state.evals, strict=True)))
         zero = jnp.zeros_like(after.log_weights)
         return after, Info(after.look.value, zero + 1.0, zero, after.status, spent)
@@ -154,7 +158,7 @@ class DTS:
         def body(i: Array, state: TreeState) -> TreeState:
             return self._segment(jax.random.fold_in(key, i), state)
 
-        state = jax.lax.fori_loop(0, self.num_levels, body, state)
+        state = jax.lax.fori_loop(0, self.num_levels, body, vary(state, (self, key, state)))
         return state._replace(log_weights=policy.log_z(state.tree))
 
     def _segment(self, key: Key, state: TreeState) -> TreeState:
@@ -198,7 +202,7 @@ class DTS:
             moved, more = move(key_row, seen, row, self.kernel, self.guidance, ask)
             return moved.x, log_ratio + moved.log_ratio, extra + more, status | flags | moved.status
 
-        start = x, jnp.zeros((), algebra_dtype(x)), _zero(), jnp.int32(0)
+        start = vary((x, jnp.zeros((), algebra_dtype(x)), _zero(), jnp.int32(0)), (self, key, x))
         x, log_ratio, extra, status = jax.lax.fori_loop(0, num, body, start)
         return x, log_ratio, extra + Evals(*(num * n for n in ask.evals)), status
 
@@ -213,10 +217,10 @@ def _reward_where(look: Look, here: Array, x: Sample) -> tuple[Array, Array]:
 
     def ask(x: Sample) -> tuple[Array, Array]:
         seen, _, status = look.final(x)
-        return seen.value, status
+        return vary((seen.value, status), (look, here, x))
 
     def skip(x: Sample) -> tuple[Array, Array]:
-        return jnp.zeros((), algebra_dtype(x)), jnp.int32(0)
+        return vary((jnp.zeros((), algebra_dtype(x)), jnp.int32(0)), (look, here, x))
 
     return jax.lax.cond(here, ask, skip, x)
 

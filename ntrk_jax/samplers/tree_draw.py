@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import Lookahead, Step
+from ntrk_jax.core import Lookahead, Step, vary
 from ntrk_jax.samplers.tree_policy import Tree, log_weights
 from ntrk_jax.typing import Array, Key
 
@@ -65,7 +65,7 @@ def leaf_log_probs(state: Any) -> Array:
         return log_probs + step, jnp.where(node > 0, tree.parent[node], 0)
 
     log_probs, _ = jax.lax.while_loop(
-        lambda carry: jnp.any(carry[1] > 0), up, (own, jnp.where(finished, tree.parent, 0))
+        lambda carry: jnp.any(carry[1] > 0), up, vary((own, jnp.where(finished, tree.parent, 0)), tree)
     )
     return jnp.where(finished & (tree.num_children == 0), log_probs, -jnp.inf)
 

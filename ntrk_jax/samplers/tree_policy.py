@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.core import vary
 from ntrk_jax.typing import Array, Key, Sample, Scalar
 
 __all__ = ["Growth", "Tree"]
@@ -168,13 +169,13 @@ def select(key: Key, tree: Tree, needed: Array, rule: Growth, leaf_level: int) -
                 child = choose(scores + _bonus(visits, node, rule.exploration, dtype), children)
             return child, put(visits, node, visits[node] + 1)
 
-        node, visits = jax.lax.while_loop(closed, down, (jnp.int32(0), visits))
+        node, visits = jax.lax.while_loop(closed, down, vary((jnp.int32(0), visits), (tree, rule, key)))
         visits, tries = put(visits, node, visits[node] + 1), tries + 1
         inner = tree.level[node] < leaf_level
         node = jnp.where(inner | (tries < _MAX_REVISITS), node, tree.parent[node])
         return node, visits, tries, inner | (tries >= _MAX_REVISITS)
 
-    start = tree.tip, tree.visits, jnp.int32(0), ~needed
+    start = vary((tree.tip, tree.visits, jnp.int32(0), ~needed), (tree, rule, key))
     node, visits, _, _ = jax.lax.while_loop(lambda carry: ~carry[3], descend, start)
     return node, visits
 
@@ -208,6 +209,7 @@ def backup(tree: Tree, leaf: Array, value: Array, here: Array) -> Tree:
     visits = put(tree.visits, leaf, jnp.where(here, 1, tree.visits[leaf]))
     above = jnp.where(here, tree.parent[leaf], -1)
     start = values, visits, log_weights(tree), above, leaf, tree.log_ratio[leaf], jnp.bool_(False)
+    start = vary(start, (tree, leaf, value, here))
     values, visits, _, _, _, ratio, first = jax.lax.while_loop(lambda carry: carry[3] >= 0, up, start)
     weight = jnp.where(first, value / tree.temperature + ratio, -jnp.inf)
     evidence = _logsumexp(jnp.stack([tree.evidence, weight]), jnp.ones(2, bool))

@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.core import vary
 from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
 from ntrk_jax.whitening import battery
@@ -188,7 +189,8 @@ def _climb(whiten: Certified, start: Array, aim: Array, key: Key, dtype: str) ->
         return _Climb(x, worst, jnp.where(now.rung == -2, worst, now.given), now.rung + 1, shares[rung])
 
     zero = jnp.zeros((), wide)
-    return jax.lax.while_loop(go_on, body, _Climb(start, zero, zero, jnp.full((), -2, jnp.int32), zero))
+    begin = _Climb(start, zero, zero, jnp.full((), -2, jnp.int32), zero)
+    return jax.lax.while_loop(go_on, body, vary(begin, (whiten, start, aim, key)))
 
 
 @partial(jax.jit, static_argnames="dtype")

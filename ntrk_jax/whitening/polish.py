@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.core import vary
 from ntrk_jax.typing import Array
 from ntrk_jax.whitening.battery import num_frequencies, smooth
 from ntrk_jax.whitening.scores import ks_interval, peak_amplitudes
@@ -54,7 +55,7 @@ def polish(x: Array, limit: Array, max_steps: Array) -> Array:
         more = (worst > 0.05) & jnp.all(jnp.isfinite(step))
         return jnp.where(more, here - step, here), more, count + 1
 
-    return jax.lax.while_loop(go_on, body, (x, jnp.array(True), jnp.zeros((), jnp.int32)))[0]
+    return jax.lax.while_loop(go_on, body, vary((x, jnp.array(True), jnp.zeros((), jnp.int32)), (x, limit)))[0]
 
 
 def clip_ranks(x: Array, limit: Array) -> Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import algebra_dtype
+from ntrk_jax.core import algebra_dtype, vary
 from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
 from ntrk_jax.whitening import domains
@@ -172,7 +172,7 @@ class TypicalSet:
             return moved, worst, carry[2] + 1
 
         start = (x, jnp.asarray(jnp.inf, x.dtype), jnp.zeros((), jnp.int32))
-        return jax.lax.while_loop(go_on, body, start)
+        return jax.lax.while_loop(go_on, body, vary(start, (self, x)))
 
     def finish(self, given: Prepared) -> Whitened:
         """Break ties and sweep a prepared input; one that nothing moves is returned as it is."""
