@@ -244,13 +244,15 @@ def vary(tree: Any, like: Any) -> Any:
     Under `jax.shard_map` what a loop carries must vary over the same axes at its start and its end; elsewhere nothing
     is done.
     """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
     axes = frozenset().union(*(_axes(leaf) for leaf in jax.tree.leaves(like)))
 
     def one(leaf: Any) -> Any:
         missing = tuple(sorted(axes - _axes(leaf)))
         return jax.lax.pcast(jnp.asarray(leaf), missing, to="varying") if missing else leaf
 
-    return jax.tree.map(one, tree) if axes else tree
+    return jax.tree.map(one, tree)
 
 
 def _axes(leaf: Any) -> frozenset:
