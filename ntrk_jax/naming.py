@@ -14,6 +14,7 @@ counts as well, with the numbers, arrays and functions that it reads from its mo
 from __future__ import annotations
 
 import dataclasses
+import dis
 import functools
 import hashlib
 import inspect
@@ -149,8 +150,11 @@ def _read(value: types.FunctionType, held: Callable[[Any], str]) -> Iterator[str
 
 
 def _names(code: types.CodeType) -> set[str]:
+    """The names of the module that code reads, and does not itself set, as a counter of calls would."""
+    steps = list(dis.get_instructions(code))
+    read, written = ({step.argval for step in steps if step.opname == f"{word}_GLOBAL"} for word in ("LOAD", "STORE"))
     inner = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
-    return set(code.co_names).union(*inner)
+    return (read - written).union(*inner)
 
 
 def _code(code: Any) -> str:

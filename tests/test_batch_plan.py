@@ -44,7 +44,8 @@ def work(monkeypatch, tmp_path, text):
 def test_a_function_that_was_edited_is_another_plan(monkeypatch, tmp_path):
     """Its own code counts, that of what it calls, and the numbers and arrays of the module that it reads."""
     script = (
-        "import jax, numpy as np\nweight, target = 1.0, np.ones(2)\n\ndef inner(x):\n    return weight * x[0]\n\n"
+        "import jax, numpy as np\nweight, target = 1.0, np.ones(2)\ncalls = 0\n\n"
+        "def inner(x):\n    global calls\n    calls += 1\n    return weight * x[0]\n\n"
         "@jax.jit\ndef reward(x):\n    return inner(x) + target[0]\n\nclass Score:\n    def __call__(self, x):\n"
         "        return 2 * x[0]\n"
     )
@@ -56,6 +57,7 @@ def test_a_function_that_was_edited_is_another_plan(monkeypatch, tmp_path):
     assert "my_script:" in record("reward")["sampler"]
     for name in ("reward", "Score"):
         assert record(name) == record(name)
+    assert record("reward", script.replace("calls = 0", "calls = 9")) == record("reward"), "it counts and reads nothing"
     for old, new in {"weight, target = 1.0": "weight, target = 2.0", "ones(2)": "zeros(2)", "* x[0]": "* x[1]"}.items():
         assert record("reward", script.replace(old, new)) != record("reward"), new
     assert record("Score", script.replace("* x[0]", "* x[1]")) != record("Score")
