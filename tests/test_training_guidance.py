@@ -345,6 +345,16 @@ def test_an_untrained_correction_changes_nothing():
     assert float(value(None, x0, 0.5, x0, jnp.sum)) == 3.0
 
 
+def test_paths_without_a_reward_or_of_one_row_are_refused():
+    path = nk.Single(nk.Look(PLANE_MODEL), nk.kernels.DDIM(1.0))
+    for grid, words in (
+        (STEPS.rows(0, 1), "two rows or more"), (STEPS, "give the sampler's Look a reward"),
+        (nk.grid(nk.schedules.VPLinear(), nk.grids.uniform(4)), "was made for"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            noise_aware.reward_paths(jax.random.key(0), path, grid, (2,), 2)
+
+
 def test_where_no_row_is_clean_enough_the_cleanest_is_pressed():
     paths = noise_aware.Paths(jnp.arange(3.0)[:, None], jnp.array([0.9, 0.5, 0.2]), jnp.zeros(()))
     loss = noise_aware.DistilLoss(lambda w, x0, t: w, lambda x0: x0[0], high=0.1)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ import jax
 import jax.numpy as jnp
 
 from ntrk_jax import config
-from ntrk_jax.core import Denoiser, Reward
-from ntrk_jax.grids import grid, uniform
+from ntrk_jax.core import Denoiser, Reward, Step
+from ntrk_jax.grids import check_schedule, grid, uniform
 from ntrk_jax.methods import tds
 from ntrk_jax.models.value_nets import ValueMLP
 from ntrk_jax.run import run
@@ -158,16 +159,26 @@ def smc_draws(
     pick_key, run_key = jax.random.split(key)
     keys = jax.random.split(run_key, -(-num // num_particles))
 
+    check_schedule(sampler, steps)
+    x, rewards, weights = _populations(sampler, keys, steps, tuple(shape), batch)
+    rows = resampled(pick_key, weights, num)
+    return x[rows], rewards[rows]
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _populations(
+    sampler: Any, keys: Key, steps: Step, shape: tuple[int, ...], batch: int
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """All particles of the populations named by `keys`, their rewards and their log-weights."""
+
     def population(key: Key) -> tuple[Array, Array, Array]:
         noise_key, run_key = jax.random.split(key)
-        x = steps.sigma_t[0] * jax.random.normal(noise_key, (num_particles, *shape))
+        x = steps.sigma_t[0] * jax.random.normal(noise_key, (sampler.num_particles, *shape))
         state, _ = run(sampler, run_key, x, steps, lambda state, info: None)
         return state.look.x, state.look.value, state.log_weights
 
-    out = jax.jit(lambda keys: jax.lax.map(population, keys, batch_size=batch))(keys)
-    x, rewards, weights = (a.reshape(-1, *a.shape[2:]) for a in out)
-    rows = resampled(pick_key, weights, num)
-    return x[rows], rewards[rows]
+    out = jax.lax.map(population, keys, batch_size=batch)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), out)
 
 
 def save_value(folder: str | os.PathLike, value: Learned) -> None:

@@ -10,12 +10,14 @@ neither mode is good; pruning by it keeps the undecided, pruning by r_t what is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ntrk_jax.core import Reward, Step, algebra_dtype
+from ntrk_jax.grids import check_schedule
 from ntrk_jax.run import run
 from ntrk_jax.training.fit import fit, learning_rate
 from ntrk_jax.tree import pytree, static
@@ -100,17 +102,29 @@ def reward_paths(key: Key, sampler: Any, steps: Step, shape: tuple[int, ...], nu
     Returns:
         The means after every row but the last, with their times, and the rewards of the ends.
 
-    Cost: num runs.
-    """
+    Cost: num runs; compiles once for samplers that differ in numbers.
 
+    Raises:
+        ValueError: for a look without a reward, a grid of one row, or one of another schedule than the model's.
+    """
+    if steps.num_steps < 2:
+        raise ValueError("reward_paths needs a grid of two rows or more: what is kept lies between them.")
+    check_schedule(sampler, steps)
+    x0, reward = _ends(sampler, jax.random.split(key, num), steps, tuple(shape), batch)
+    if reward is None:
+        raise ValueError("reward_paths keeps the reward of every path's end; give the sampler's Look a reward.")
+    return Paths(x0, jnp.broadcast_to(steps.s[None, :-1], (num, steps.num_steps - 1)), reward)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _ends(sampler: Any, keys: Key, steps: Step, shape: tuple[int, ...], batch: int) -> tuple[Array, Array]:
     def one(key: Key) -> tuple[Array, Array]:
         noise_key, run_key = jax.random.split(key)
         x = steps.sigma_t[0] * jax.random.normal(noise_key, shape)
         state, x0 = run(sampler, run_key, x, steps, lambda state, info: state.look.x0)
         return x0[:-1], state.look.value
 
-    x0, reward = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=batch))(jax.random.split(key, num))
-    return Paths(x0, jnp.broadcast_to(steps.s[None, :-1], (num, steps.num_steps - 1)), reward)
+    return jax.lax.map(one, keys, batch_size=batch)
 
 
 def distil(
