@@ -23,7 +23,7 @@ from ntrk_jax.typing import Array, Key, Sample, Scalar
 __all__ = [
     "Denoiser", "Evals", "Gaussian", "Guidance", "Info", "Kernel", "Lookahead", "Move", "Resampler",
     "Reward", "Sampler", "State", "Status", "Step", "Stream", "Tilt", "Value", "Whitening", "algebra_dtype",
-    "root", "vary",
+    "root",
 ]  # fmt: skip
 
 
@@ -238,32 +238,10 @@ class Stream:
     INIT = 0xFFFFFFFF
 
 
-def vary(tree: Any, like: Any) -> Any:
-    """A pytree that differs from device to device as the arrays of `like` do: what a loop or a branch begins with.
-
-    Under `jax.shard_map` what a loop carries must vary over the same axes at its start and its end; elsewhere nothing
-    is done.
-    """
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return tree
-    axes = frozenset().union(*(_axes(leaf) for leaf in jax.tree.leaves(like)))
-
-    def one(leaf: Any) -> Any:
-        missing = tuple(sorted(axes - _axes(leaf)))
-        return jax.lax.pcast(jnp.asarray(leaf), missing, to="varying") if missing else leaf
-
-    return jax.tree.map(one, tree)
-
-
-def _axes(leaf: Any) -> frozenset:
-    kind = getattr(getattr(leaf, "aval", None), "manual_axis_type", None)
-    return getattr(kind, "varying", frozenset())
-
-
 def root(x: Array) -> Array:
-    """The square root of x >= 0, with the derivative 0 instead of infinity at 0."""
-    some = x > 0
-    return jnp.where(some, jnp.sqrt(jnp.where(some, x, jnp.ones_like(x))), jnp.zeros_like(x))
+    """The square root of x >= 0, with the derivative 0 instead of infinity at 0; 0 below, NaN of NaN."""
+    none = x <= 0
+    return jnp.where(none, jnp.zeros_like(x), jnp.sqrt(jnp.where(none, jnp.ones_like(x), x)))
 
 
 def soft_mean(values: Array, temperature: Scalar, log_weights: Array) -> Array:

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ntrk_jax.arguments import require_scalar, valueless
-from ntrk_jax.core import Denoiser, Evals, Lookahead, Reward, Status, Value, algebra_dtype, vary
+from ntrk_jax.core import Denoiser, Evals, Lookahead, Reward, Status, Value, algebra_dtype
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
+from ntrk_jax.varying import vary
 
 __all__ = ["Look"]
 
@@ -107,7 +108,7 @@ class Look:
     def at(self, key: Key, x: Sample, t: Scalar, sigma: Scalar) -> tuple[Lookahead, Evals, Array]:
         """The look at (x, t), which is the final one where sigma = 0; only one of the two is executed."""
         last = jnp.asarray(sigma) == 0
-        like = (self, key, x, t)
+        like = (key, x, t)
         return jax.lax.cond(
             last, lambda k: vary(_arrays(self.final(x)), like), lambda k: vary(_arrays(self(k, x, t)), like), key
         )

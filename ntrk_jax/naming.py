@@ -8,7 +8,8 @@ Attributes whose name begins with an underscore are not looked at.
 
 A name that is found again in its module is enough to print an object and to read it back, but not to say what was run:
 within `in_full` the code of a function that is not installed (of a script, a notebook, a package that is worked on)
-counts as well, with the numbers, arrays and functions that it reads from its module.
+counts as well, with the numbers, words, tuples, arrays and functions that it reads from its module; lists and
+dictionaries there do not, as they may be filled while it runs.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["function", "in_full", "record"]
+__all__ = ["code_of", "function", "in_full", "record"]
 
 _MAX_PRINTED = 400
 _ADDRESS = re.compile(r"( at)? 0x[0-9a-f]+")
 _OPEN: ContextVar[frozenset[int]] = ContextVar("functions being described", default=frozenset())
-_FULL: ContextVar[bool] = ContextVar("whether code counts that a name leads to", default=False)
+_FULL: ContextVar[dict[int, tuple[Any, str]] | None] = ContextVar("what code counts, as described", default=None)
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_DATA = (bool, int, float, complex, str, bytes, tuple, list, dict)
+_DATA = (bool, int, float, complex, str, bytes, tuple)
 
 
 def function(value: Callable, describe: Callable[[Any], str]) -> str:
@@ -50,13 +51,23 @@ def function(value: Callable, describe: Callable[[Any], str]) -> str:
         ("function('builtins:len')", 'function(\'functools:partial\', "function(\'builtins:max\'), 1.0")')
     """
     name = f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
-    known = _leads_to(name, value) and not (_FULL.get() and _in_work(value))
-    if known or id(value) in _OPEN.get():
+    if id(value) in _OPEN.get() or (_leads_to(name, value) and not _counts(value)):
         return f"function({name!r})"
+    seen = _FULL.get()
+    if seen is not None and id(value) in seen:
+        return seen[id(value)][1]
     with _opened(value):
         more = _more(value, name, lambda held: _held(held, describe))
     more = more if len(more) <= _MAX_PRINTED else _digest(more)
-    return f"function({name!r}, {more!r})" if more else f"function({name!r})"
+    text = f"function({name!r}, {more!r})" if more else f"function({name!r})"
+    if seen is not None:
+        seen[id(value)] = value, text  # held, so that no other object takes its place
+    return text
+
+
+def code_of(cls: type, describe: Callable[[Any], str]) -> str:
+    """The digest of the methods of a class in work, within `in_full`; else nothing."""
+    return f" of {function(cls, describe)}" if _counts(cls) else ""
 
 
 def record(value: Any, describe: Callable[[Any], str]) -> str:
@@ -67,21 +78,24 @@ def record(value: Any, describe: Callable[[Any], str]) -> str:
         return name
     with _opened(value):
         fields = [f.name for f in dataclasses.fields(value) if f.repr]
-        return f"{name}({', '.join(f'{n}={_held(getattr(value, n, None), describe)}' for n in fields)})"
+        body = ", ".join(f"{n}={_held(getattr(value, n, None), describe)}" for n in fields)
+        return f"{name}({body}){code_of(cls, describe)}"
 
 
 @contextmanager
 def in_full() -> Iterator[None]:
     """Within it, functions of modules that are not installed are named by their code and what it reads as well."""
-    token = _FULL.set(True)
+    token = _FULL.set({})
     try:
         yield
     finally:
         _FULL.reset(token)
 
 
-def _in_work(value: Any) -> bool:
-    """Whether a function or a class is of a script, a notebook or a package that is not installed, nor of this one."""
+def _counts(value: Any) -> bool:
+    """Whether the code counts, as of a script, a notebook or a package that is neither installed nor this one."""
+    if _FULL.get() is None:
+        return False
     name = getattr(value, "__module__", None)
     file = getattr(sys.modules.get(name or ""), "__file__", None)
     if name is None or name in sys.builtin_module_names or name.split(".")[0] == "ntrk_jax":
@@ -114,17 +128,18 @@ def _more(value: Any, name: str, held: Callable[[Any], str]) -> str:
         return ", ".join([held(value.func), *map(held, value.args), *named])
     owner = getattr(value, "__self__", None)
     if owner is not None and not isinstance(owner, types.ModuleType):
-        return f"of {held(owner)}"
+        own = getattr(value, "__func__", None)
+        return f"of {held(owner)}" + (f" {_digest(_code(own.__code__))}" if own is not None and _counts(own) else "")
     inner = value if hasattr(value, "__code__") else inspect.unwrap(value)  # jax.jit has no code of its own
     if isinstance(inner, types.FunctionType):
-        if inner is not value and _leads_to(name, inner) and not (_FULL.get() and _in_work(inner)):
+        if inner is not value and _leads_to(name, inner) and not _counts(inner):
             return ""
-        read = _read(inner, held) if _FULL.get() and _in_work(inner) else ()
+        read = _read(inner, held) if _counts(inner) else ()
         defaults = held((inner.__defaults__, inner.__kwdefaults__))
         return _digest(_code(inner.__code__), defaults, *_cells(inner, held), *read)
     if isinstance(value, type):
         return _digest(*(held(v) for _, v in sorted(vars(value).items()) if isinstance(v, types.FunctionType)))
-    open_class = "<" in type(value).__qualname__ or (_FULL.get() and _in_work(type(value)))
+    open_class = "<" in type(value).__qualname__ or _counts(type(value))
     local = [held(type(value))] if open_class else []
     by_value = type(value).__eq__ is not object.__eq__
     held_by = getattr(value, "__dict__", {}) if by_value else {}
@@ -145,7 +160,7 @@ def _read(value: types.FunctionType, held: Callable[[Any], str]) -> Iterator[str
     for name in sorted(_names(value.__code__)):
         found = value.__globals__.get(name)
         array = hasattr(found, "shape") and hasattr(found, "dtype")
-        if array or isinstance(found, _DATA) or (callable(found) and (not isinstance(found, type) or _in_work(found))):
+        if array or isinstance(found, _DATA) or (callable(found) and (not isinstance(found, type) or _counts(found))):
             yield f"{name}={held(found)}"
 
 

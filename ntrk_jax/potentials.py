@@ -25,9 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Step, vary
+from ntrk_jax.core import Step
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Scalar
+from ntrk_jax.varying import vary
 
 __all__ = ["Accumulated", "Adaptive", "Geometric", "Memory", "Potential", "Signal", "Tempered"]
 

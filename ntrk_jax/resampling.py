@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Step, algebra_dtype, vary
+from ntrk_jax.core import Step, algebra_dtype
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Scalar
+from ntrk_jax.varying import vary
 
 __all__ = [
     "SSP", "Multinomial", "Residual", "Scheme", "Spaced", "Stratified", "Systematic", "WhenESS", "ess", "log_mean_exp",

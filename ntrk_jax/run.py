@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Info, Sampler, State, Status, Step, Stream, vary
+from ntrk_jax.core import Info, Sampler, State, Status, Step, Stream
 from ntrk_jax.grids import check_schedule
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Key, PyTree
+from ntrk_jax.varying import settled, vary_as
 
 __all__ = ["check", "resume", "run", "summary", "trajectory"]
 
@@ -85,12 +86,14 @@ def resume(
     _check_grid(steps)
     indices = jnp.arange(steps.num_steps) + start
 
-    def body(state: State, row: tuple[Array, Step]) -> tuple[State, PyTree]:
+    def body(before: State, row: tuple[Array, Step]) -> tuple[State, PyTree]:
         index, step = row
-        state, info = sampler.step(jax.random.fold_in(key, index), state, step)
-        return vary(state, (sampler, key, state, step)), record(state, info)
+        state, info = sampler.step(jax.random.fold_in(key, index), before, step)
+        return vary_as(state, before), record(state, info)
 
-    return jax.lax.scan(body, vary(state, (sampler, key, state, steps)), (indices, steps))
+    rows = indices, steps
+    begin = settled(lambda state: body(state, jax.tree.map(lambda a: a[0], rows))[0], state)
+    return jax.lax.scan(body, begin, rows)
 
 
 def check(state: State) -> None:
@@ -132,14 +135,18 @@ def _check_grid(steps: Any) -> None:
 
 
 def _check_rows(sampler: Any, steps: Step) -> None:
-    """Samplers that hold their grid run over rollouts, the others over a grid; one row may be either."""
+    """Samplers that say so run over rollouts, the others of this package over a grid; one row may be either."""
     if steps.num_steps < 2 or not is_concrete(steps.alpha_t):
         return
-    holds = isinstance(getattr(sampler, "grid", None), Step)
-    counted = np.array_equal(np.asarray(steps.alpha_t), np.arange(steps.num_steps))
-    if holds and not counted:
-        raise ValueError(f"{type(sampler).__name__} holds its grid and is run over nk.samplers.rollouts(num).")
-    if counted and not holds:
+    parts = [sampler]
+    while hasattr(parts[-1], "sampler"):
+        parts.append(parts[-1].sampler)
+    wanted = any(getattr(part, "over_rollouts", False) for part in parts)
+    done = np.asarray(steps.alpha_t)
+    counted = done[-1] >= 1.5 and np.array_equal(done, done[0] + np.arange(steps.num_steps))
+    if wanted and not counted and steps.num_steps > 2:
+        raise ValueError(f"{type(parts[-1]).__name__} holds its grid and is run over nk.samplers.rollouts(num).")
+    if counted and not wanted and all(type(part).__module__.startswith("ntrk_jax.") for part in parts):
         raise ValueError(f"{type(sampler).__name__} is run over nk.grid(schedule, times), got the rows of rollouts.")
 
 

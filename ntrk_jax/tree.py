@@ -31,7 +31,18 @@ from jax.core import Tracer
 
 from ntrk_jax import naming
 
-__all__ = ["Function", "as_float", "derived", "describe", "digest", "is_concrete", "pytree", "replace", "static"]
+__all__ = [
+    "Function",
+    "as_float",
+    "derived",
+    "describe",
+    "digest",
+    "is_concrete",
+    "pytree",
+    "replace",
+    "same",
+    "static",
+]
 
 T = TypeVar("T")
 
@@ -115,7 +126,7 @@ def _is_record(value: Any) -> bool:
 def _repr(self: Any) -> str:
     shown = [f for f in dataclasses.fields(self) if f.repr]
     body = ", ".join(f"{f.name}={describe(getattr(self, f.name))}" for f in shown)
-    return f"{_public_name(type(self))}({body})"
+    return f"{_public_name(type(self))}({body}){naming.code_of(type(self), describe)}"
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -129,6 +140,11 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)) and type(a) is type(b):
         return len(a) == len(b) and all(map(_equal, a, b))
     return bool(a == b)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two pytrees of arrays hold the same numbers; not where one is traced."""
+    return all(map(is_concrete, jax.tree.leaves((a, b)))) and _equal(a, b)
 
 
 def _eq(self: Any, other: Any) -> Any:

@@ -47,20 +47,25 @@ def test_a_function_that_was_edited_is_another_plan(monkeypatch, tmp_path):
         "import jax, numpy as np\nweight, target = 1.0, np.ones(2)\ncalls = 0\n\n"
         "def inner(x):\n    global calls\n    calls += 1\n    return weight * x[0]\n\n"
         "@jax.jit\ndef reward(x):\n    return inner(x) + target[0]\n\nclass Score:\n    def __call__(self, x):\n"
-        "        return 2 * x[0]\n"
+        "        return 2 * x[0]\n\nfrom ntrk_jax.tree import pytree\n\n"
+        "@pytree\nclass Leaves:\n    scale: float = 1.0\n\n"
+        "    def __call__(self, x):\n        return weight * self.scale * x[0]\n\ncache = {}\n\n"
+        "def filled(x):\n    return cache.setdefault(x.shape, x[0])\n"
     )
 
     def record(name, text=script):
         found = getattr(work(monkeypatch, tmp_path, text), name)
-        return plan(reward=found() if name == "Score" else found).record()
+        return plan(reward=found() if name in ("Score", "Leaves") else found).record()
 
     assert "my_script:" in record("reward")["sampler"]
-    for name in ("reward", "Score"):
+    for name in ("reward", "Score", "Leaves"):
         assert record(name) == record(name)
     assert record("reward", script.replace("calls = 0", "calls = 9")) == record("reward"), "it counts and reads nothing"
     for old, new in {"weight, target = 1.0": "weight, target = 2.0", "ones(2)": "zeros(2)", "* x[0]": "* x[1]"}.items():
         assert record("reward", script.replace(old, new)) != record("reward"), new
-    assert record("Score", script.replace("* x[0]", "* x[1]")) != record("Score")
+    for name in ("Score", "Leaves"):
+        assert record(name, script.replace("* x[0]", "* x[1]")) != record(name)
+    assert record("filled", script.replace("cache = {}", "cache = {1: 2}")) == record("filled"), "it fills itself"
     reward = work(monkeypatch, tmp_path, script).inner
     assert "function('my_script:inner')" in repr(sampler(reward=reward)), "printed and read back by its name"
 

@@ -87,7 +87,7 @@ def test_sampling_with_what_was_learned(finished, tmp_path):
     refused(invoke(*args, "--target", "skew3"), "--value", "shape (2,), got (3,)")
     refused(invoke(*args, "--target", "skew2", "--schedule", "VE"), "--value", "was made for")
     refused(invoke(*args, "--target", "das8"), "--value", "learned for the target skew2, not for das8")
-    refused(invoke(*args, "--target", "skew2"), "learned at temperature 2; give --temperature 2")
+    refused(invoke(*args, "--target", "skew2"), "learned at temperature 2.0; give --temperature 2.0")
     refused(invoke(*args[:-1], tmp_path, "--target", "skew2"), "--value", "holds no value")
 
 

@@ -12,7 +12,7 @@ import ntrk_jax
 ROOT = pathlib.Path(ntrk_jax.__file__).parent
 LAYERS = {
     "naming": -1,
-    "tree": 0, "typing": 0, "arguments": 0.5,
+    "tree": 0, "typing": 0, "varying": 0, "arguments": 0.5,
     "core": 1,
     "schedules": 2, "grids": 2, "tweedie": 2, "models": 2, "kernels": 2, "whitening": 2, "guidance": 2, "values": 2,
     "rewards": 2, "targets": 2, "metrics": 2, "potentials": 2, "resampling": 2,

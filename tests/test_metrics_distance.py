@@ -99,6 +99,14 @@ def test_equal_sets_are_at_distance_zero_with_a_finite_gradient():
     assert float(metrics.mmd(jnp.ones((4, 2)), jnp.ones((5, 2)))) == 0.0
 
 
+def test_samples_that_are_no_numbers_are_at_no_distance():
+    x = jax.random.normal(KEY(0), (4, 2))
+    bad = x.at[0, 0].set(jnp.nan)
+    assert np.isnan(metrics.sliced_wasserstein(KEY(0), bad, x))
+    assert np.isnan(metrics.nearest_distance(bad, x)).tolist() == [True, False, False, False]
+    assert np.all(np.isfinite(jax.grad(lambda x: metrics.mmd(x, jnp.ones((4, 2))))(jnp.ones((4, 2)))))
+
+
 def test_bad_samples_are_refused():
     x = jnp.zeros((4, 2))
     with pytest.raises(ValueError, match="bandwidth must be positive"):

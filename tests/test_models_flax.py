@@ -152,6 +152,13 @@ def test_labels_are_whole_numbers_where_nothing_is_traced():
     np.testing.assert_allclose(guided(jnp.ones(3), 0.5), jax.jit(lambda m: m(jnp.ones(3), 0.5))(guided), rtol=1e-5)
 
 
+def test_labels_may_be_places_in_a_list():
+    model = FlaxDenoiser(
+        lambda w, x, t, c: x * w[c], "x0", [jnp.array(0.5), jnp.array(0.3)], schedules.VPCosine(), cond=1
+    )
+    np.testing.assert_allclose(model(jnp.ones(2), 0.5), 0.3)
+
+
 def test_frozen_variables_compare_and_read_back():
     variables = FrozenDict({"w": jnp.arange(2.0)})
     model = FlaxDenoiser(gaussian, "v", variables, schedules.VPCosine())

@@ -55,8 +55,10 @@ def test_classifier_free_extrapolates_from_null_to_the_condition(strength, expec
 def test_classifier_free_needs_a_condition():
     with pytest.raises(ValueError, match="needs a condition"):
         ClassifierFree(conditional(None), 2.0, jnp.asarray(0.0))(jnp.ones(3), 0.3)
-    with pytest.raises(ValueError, match="null=None around a model that falls back"):
-        ClassifierFree(conditional(jnp.asarray(1.0)), 2.0, None, jnp.asarray(2.0))
+    with pytest.raises(ValueError, match="its own condition, which is cond too"):
+        ClassifierFree(conditional(jnp.asarray(2.0)), 2.0, None, jnp.asarray(2.0))
+    own = ClassifierFree(conditional(jnp.asarray(0.0)), 2.0, None, jnp.asarray(2.0))  # the model's own is the null
+    np.testing.assert_allclose(own(jnp.ones(3), 0.3), np.full(3, 4.5))
 
 
 def test_cast_prints_its_dtype_by_name():

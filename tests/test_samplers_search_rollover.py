@@ -8,6 +8,7 @@ from catalogue import Near, Shrink
 
 import ntrk_jax as nk
 from ntrk_jax.samplers import RBF, rollouts
+from ntrk_jax.training.paths import Rematerialised
 
 SHAPE = (3,)
 LEVELS = 5
@@ -169,6 +170,10 @@ def test_rollouts_and_grids_are_not_taken_for_each_other():
             nk.run(sampler, jax.random.key(0), jnp.ones(3), grid)
         with pytest.raises(ValueError, match="BestOfN runs samplers of one path"):
             nk.BestOfN(sampler)
+    tree = nk.methods.dts(Shrink(), Near(), (3,), grid=grid, num_rollouts=6)
+    for sampler in (tree, Rematerialised(tree)):  # from the start or from a later row
+        for steps in (rollouts(6), rollouts(6).rows(2, 6)):
+            jax.eval_shape(lambda x, s=sampler, steps=steps: nk.run(s, jax.random.key(0), x, steps), jnp.ones(3))
     with pytest.raises(ValueError, match="got the rows of rollouts"):
         nk.run(path, jax.random.key(0), jnp.ones(3), rollouts(4))
     with pytest.raises(ValueError, match="BestOfN runs samplers of one path, got SMC"):

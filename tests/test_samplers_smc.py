@@ -312,3 +312,23 @@ def test_what_is_forbidden_dies_at_the_end_alone():
         error = np.sqrt((np.var(got) + np.var(base)) / 2000)
         assert abs(np.mean(got) - np.mean(base)) < 3.5 * error
         assert error < 0.03
+
+
+def test_samples_that_are_no_numbers_stay_dead_whatever_the_reward_says():
+    look = nk.Look(Shrink(), lambda x0: jnp.where(x0[0] > -8.0, 0.1 * x0[1], -jnp.inf))
+    x = jax.random.normal(jax.random.key(1), (8, 3)).at[:4].set(jnp.nan)
+    sampler = nk.SMC(look, DDIM, num_particles=8, resample=ALWAYS)
+    state, trace = jax.jit(nk.run)(sampler, jax.random.key(0), x, STEPS)
+    assert np.all(np.isfinite(state.look.x))
+    assert np.all(np.isfinite(trace.value))
+
+
+def test_argmax_takes_what_is_forbidden_last():
+    look = nk.Look(lambda x, t: 0.5 * x, lambda x0: jnp.where(x0[0] > 0.5, 0.0, -jnp.inf))
+    go = jax.jit(jax.vmap(lambda sampler, key, x: nk.run(sampler, key, x, STEPS)[0].look.value, (None, 0, 0)))
+    keys, x = jax.random.split(jax.random.key(0), 300), jax.random.normal(jax.random.key(1), (300, 1))
+    base, best = (
+        np.mean(np.isfinite(go(sampler, keys, x)))
+        for sampler in (nk.Single(look, DDIM), nk.samplers.SVDD(look, DDIM, choice="argmax", num_particles=8))
+    )
+    assert best > 2 * base

@@ -123,6 +123,16 @@ def test_an_average_in_half_precision_does_not_stand_still():
     assert float(state.average) == pytest.approx(float(state.params), abs=0.01)
 
 
+def test_a_finished_run_of_plain_numbers_is_given_back(tmp_path):
+    def loss(key, w, x):
+        return jnp.square(w["scale"] * x - 1.0)
+
+    def go():
+        return fit(KEY, loss, {"scale": 0.5}, jnp.ones(2), optax.sgd(0.1), 2, batch_size=2, checkpoint=tmp_path / "run")
+
+    assert float(go().average["scale"]) == float(go().average["scale"])
+
+
 def test_unreadable_checkpoints(tmp_path):
     state = run(1, chunk=1)
     (tmp_path / "foreign").mkdir()

@@ -40,11 +40,9 @@ def prepare(method: str, task: Named, choices: Choices, num_steps: int) -> tuple
     sampler = build(method, task, choices, grid)
     entry = nk.methods.CATALOGUE[method]
     aimed = aimed_temperature(method, choices)
-    if entry.strength == "temperature" and _learned_for(choices.value).get("temperature", aimed) != aimed:
-        learned = _learned_for(choices.value)["temperature"]
-        raise BadInput(
-            f"--value {choices.value} was learned at temperature {learned:g}; give --temperature {learned:g}."
-        )
+    learned = _learned_for(choices.value).get("temperature", aimed)
+    if entry.strength == "temperature" and not math.isclose(learned, aimed, rel_tol=1e-6):
+        raise BadInput(f"--value {choices.value} was learned at temperature {learned}; give --temperature {learned}.")
     return sampler, nk.samplers.rollouts(choices.particles or ROLLOUTS) if entry.tree else grid
 
 

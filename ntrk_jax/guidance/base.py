@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Evals, Gaussian, Guidance, Lookahead, Step, Tilt, vary
+from ntrk_jax.core import Evals, Gaussian, Guidance, Lookahead, Step, Tilt
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Scalar
+from ntrk_jax.varying import vary
 
 __all__ = ["Ending", "Strength", "Sum", "Unguided", "Window", "strength_at"]
 
@@ -186,7 +187,7 @@ def _where(inside: Array, rule: Guidance, look: Lookahead, base: Gaussian, step:
         return tilt.mean + zero, tilt.noise + zero, scale, Evals() + tilt.evals, jnp.asarray(tilt.status, jnp.int32)
 
     def alike(branch: Any) -> Any:
-        return lambda key: vary(branch(key), (rule, look, base, step, key, probe))
+        return lambda key: vary(branch(key), (rule, look, base, step, key))
 
     def plain(key: Key) -> tuple:
         return zero, zero, jnp.ones((), zero.dtype), Evals() + Evals(), jnp.int32(0)

@@ -25,11 +25,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import algebra_dtype, vary
+from ntrk_jax.core import algebra_dtype
 from ntrk_jax.guidance.base import require
 from ntrk_jax.guidance.shift import _LOWEST_ALPHA
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
+from ntrk_jax.varying import vary
 
 __all__ = ["MomentMatched"]
 

@@ -28,8 +28,9 @@ import jax.numpy as jnp
 
 from ntrk_jax import tweedie
 from ntrk_jax.arguments import valueless
-from ntrk_jax.core import Evals, Gaussian, Lookahead, Status, Step, Tilt, root, vary
+from ntrk_jax.core import Evals, Gaussian, Lookahead, Status, Step, Tilt, root
 from ntrk_jax.typing import Array, Key, Sample
+from ntrk_jax.varying import vary
 
 __all__: list[str] = []
 
@@ -97,7 +98,7 @@ def ascend(look: Lookahead, step: Step, probe: Any, key: Key, size: Any, num: in
         fine = jnp.all(jnp.isfinite(moved))
         return jnp.where(fine, moved, delta), bad | ~fine
 
-    start = vary((jnp.zeros_like(look.x0), jnp.zeros((), bool)), (look, step, probe, key, size))
+    start = vary((jnp.zeros_like(look.x0), jnp.zeros((), bool)), (look, step, key, size))
     delta, bad = jax.lax.fori_loop(0, num, climb, start) if num else start
     status = jnp.where(bad, jnp.int32(Status.NONFINITE_GRAD), jnp.int32(0))
     return delta, Tilt(evals=Evals(reward=num * num_rewards, reward_vjp=num * num_rewards), status=status)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_count
+from ntrk_jax.core import root
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Key, Scalar
 
@@ -56,8 +57,8 @@ def sliced_wasserstein(key: Key, x: Array, y: Array, *, num_projections: int = 1
         return jnp.sum(jnp.asarray(widths, x.dtype) * jnp.abs(a - b) ** order)
 
     mean = jnp.mean(jax.lax.map(along, directions))
-    apart = mean > 0  # the derivative at 0 is 0 and not infinite
-    return jnp.where(apart, jnp.where(apart, mean, 1.0) ** (1.0 / order), 0.0)
+    equal = mean == 0  # the derivative at 0 is 0 and not infinite
+    return jnp.where(equal, 0.0, jnp.where(equal, 1.0, mean) ** (1.0 / order))
 
 
 def mmd(x: Array, y: Array, *, bandwidth: Scalar | None = None) -> Array:
@@ -90,8 +91,8 @@ def mmd(x: Array, y: Array, *, bandwidth: Scalar | None = None) -> Array:
         raise ValueError(f"mmd needs at least two samples of each kind, got {n} and {m}.")
     pooled = jnp.concatenate([x, y])
     if bandwidth is None:
-        spread = jnp.sqrt(jnp.sum(jnp.var(pooled, axis=0)))
-        bandwidth = jnp.where(spread > 0, spread, jnp.ones_like(spread))
+        spread = root(jnp.sum(jnp.var(pooled, axis=0)))
+        bandwidth = jnp.where(spread == 0, jnp.ones_like(spread), spread)
     elif is_concrete(bandwidth) and not np.all(np.asarray(bandwidth) > 0):
         raise ValueError(f"bandwidth must be positive, got {bandwidth}.")
     x, y = x - jnp.mean(pooled, axis=0)[None], y - jnp.mean(pooled, axis=0)[None]

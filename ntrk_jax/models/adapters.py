@@ -173,7 +173,8 @@ class InferenceDenoiser:
 
     The protocol is that of hackable_diffusion's `InferenceFn`: time is [batch, 1, ..., 1] of the rank of xt, and the
     answer is a dictionary of predictions, of which `kind` is read. Weights that a frozen dataclass holds in a field
-    `params`, at any depth, become leaves; those of other functions stay constants of the compiled program.
+    `params`, at any depth, become leaves (and win over the field `params` here); those of other functions stay
+    constants of the compiled program.
 
     Attributes:
         function: the inference function.

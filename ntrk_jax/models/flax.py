@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntrk_jax import tweedie
 from ntrk_jax.arguments import refuse_class, require_called
@@ -93,7 +94,7 @@ class FlaxDenoiser:
         dtype = _network_dtype(self.variables, x.dtype)
         args: tuple = (x.astype(dtype), t.astype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32))
         if cond is not None:
-            args = (*args, jax.tree.map(jnp.asarray, cond))
+            args = (*args, jax.tree.map(_label, cond))
         if self.batched:
             return self.apply(self.variables, *jax.tree.map(lambda a: jnp.asarray(a)[None], args))[0]
         try:
@@ -102,6 +103,11 @@ class FlaxDenoiser:
             shape = jnp.shape(x)
             error.add_note(f"The network was given one sample, x {shape} and t (); one of batches needs batched=True.")
             raise
+
+
+def _label(leaf: Any) -> Any:
+    """A whole number as an array on the host, which has a dtype and may still be an index."""
+    return np.asarray(leaf) if isinstance(leaf, int | np.integer) else leaf
 
 
 def _network_dtype(variables: PyTree, default: Any) -> Any:

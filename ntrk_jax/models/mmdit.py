@@ -109,7 +109,8 @@ class MMDiT:
         text = jnp.asarray(text).astype(dtype)
         h, c = tokens @ params["enter"], text @ params["text"]
         vector = jax.nn.silu(_time_features(t).astype(dtype) @ params["time"]) @ params["time_out"]
-        vector = jax.nn.silu(vector + jnp.sum(text, axis=0) / max(1, text.shape[0]) @ params["pooled"])
+        pooled = jnp.mean(text, axis=0) if text.shape[0] else jnp.zeros(text.shape[1], dtype)
+        vector = jax.nn.silu(vector + pooled @ params["pooled"])
         turns = self._turns(grid, text.shape[0])
 
         def double(both: tuple[Array, Array], p: PyTree) -> tuple[tuple[Array, Array], None]:

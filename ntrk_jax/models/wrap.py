@@ -22,7 +22,7 @@ import numpy as np
 
 from ntrk_jax.core import Denoiser, algebra_dtype
 from ntrk_jax.schedules import Schedule
-from ntrk_jax.tree import pytree, static
+from ntrk_jax.tree import pytree, same, static
 from ntrk_jax.typing import Array, Sample, Scalar
 
 __all__ = ["Cast", "ClassifierFree", "Counted", "Counter", "Reschedule"]
@@ -48,7 +48,7 @@ class ClassifierFree:
 
     Shapes: x [*shape], t [] -> [*shape].
     Cost: two calls of the model (`num_calls` says so), also at strength 0 or 1.
-    Errors: ValueError if there is no condition, or no null beside a model that has a condition of its own.
+    Errors: ValueError if there is no condition, or null=None where the model's own condition is cond too.
     References: Ho and Salimans 2022, arXiv:2207.12598, Eq. 6 (strength = 1 + w).
     """
 
@@ -59,10 +59,11 @@ class ClassifierFree:
 
     def __post_init__(self) -> None:
         """Refuse to guide away from the condition itself."""
-        if self.null is None and getattr(self.model, "cond", None) is not None:
+        own = getattr(self.model, "cond", None)
+        if self.null is None and own is not None and same(own, self.cond):
             raise ValueError(
-                "ClassifierFree got null=None around a model that falls back to a condition of its own, so that both "
-                "calls would be the same; give the condition that stands for none, or a model without cond."
+                "ClassifierFree got null=None, for which the model falls back to its own condition, which is cond too; "
+                "give the condition that stands for none."
             )
 
     @property

@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_count
-from ntrk_jax.core import Evals, Info, Lookahead, Sampler, Step, vary
+from ntrk_jax.core import Evals, Info, Lookahead, Sampler, Step
 from ntrk_jax.samplers.population import any_bits, roll, start, streams, total
 from ntrk_jax.samplers.svdd import refuse_copies
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
+from ntrk_jax.varying import vary
 
 __all__ = ["Beam", "Blocks", "Plan", "Pruned", "Widening"]
 
@@ -139,7 +140,7 @@ class Beam:
             put = jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, at, 0), look, moved)
             return at + size, put, spent + more, status | flags
 
-        carry = vary((jnp.int32(0), look, Evals() + Evals(), jnp.int32(0)), (self, key, look, step, rolled))
+        carry = vary((jnp.int32(0), look, Evals() + Evals(), jnp.int32(0)), (key, look, step, rolled))
         return jax.lax.while_loop(lambda carry: carry[0] < rolled, body, carry)[1:]
 
 

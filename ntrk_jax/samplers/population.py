@@ -113,14 +113,18 @@ def sanitise(log_weights: Array) -> tuple[Array, Array]:
     return alive(log_weights), dead
 
 
-def hopeful(value: Array, noise: Scalar) -> Array:
-    """Values [num_particles], where -inf, which forbids a sample, is the lowest other one while noise is left.
+def hopeful(look: Lookahead, noise: Scalar) -> Array:
+    """The values [num_particles], where -inf, which forbids a sample, is the lowest other one while noise is left.
 
-    What is forbidden may yet move to where it is not, and any finite potential on the way keeps the weights exact.
+    What is forbidden may yet move to where it is not, and any finite potential on the way keeps the weights exact. NaN
+    where x0 is not finite, whatever the reward says of it.
     """
-    lowest = jnp.min(jnp.where(jnp.isfinite(value), value, jnp.inf))
+    value = look.value
+    whole = jnp.all(jnp.isfinite(look.x0.reshape(value.shape[0], -1)), axis=1)
+    lowest = jnp.min(jnp.where(jnp.isfinite(value) & whole, value, jnp.inf))
     lowest = jnp.where(jnp.isfinite(lowest), lowest, jnp.zeros_like(lowest))
-    return jnp.where(jnp.isneginf(value) & (jnp.asarray(noise) > 0), lowest, value)
+    value = jnp.where(jnp.isneginf(value) & (jnp.asarray(noise) > 0), lowest, value)
+    return jnp.where(whole, value, jnp.nan)
 
 
 def tilted(untilted: Array, log_psi: Array) -> tuple[Array, Array, Array, Array]:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, Status, Step, Stream, algebra_dtype, vary
+from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, Status, Step, Stream, algebra_dtype
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
 from ntrk_jax.samplers.single import refuse_missing_grad, refuse_no_noise
@@ -27,6 +27,7 @@ from ntrk_jax.samplers.svdd import refuse_copies
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Sample, Scalar
 from ntrk_jax.values import PlugIn
+from ntrk_jax.varying import vary
 
 __all__ = ["RBF", "Rising"]
 
@@ -106,6 +107,7 @@ class RBF:
     initial: Scalar = 0.1
 
     population = False  # num_particles are calls: x is one sample
+    over_rollouts = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot be searched."""
@@ -137,7 +139,7 @@ class RBF:
             return self._draw(jax.random.fold_in(key, index), state, done + index.astype(jnp.float32), budget), None
 
         before = state._replace(evals=Evals() + Evals(), status=jnp.int32(0))
-        after, _ = jax.lax.scan(body, vary(before, (self, key, state, step)), jnp.arange(num))
+        after, _ = jax.lax.scan(body, vary(before, (key, state, step)), jnp.arange(num))
         spent, status = after.evals, after.status
         after = after._replace(evals=state.evals + spent, status=state.status | status)
         zero = jnp.zeros_like(state.log_weights)

@@ -94,7 +94,7 @@ class SMC:
     def init(self, key: Key, x: Array, first: Step) -> Population:
         """Looks at the initial noises, weighed by the first potential."""
         state = start(self.single, key, x, first, self.num_particles)
-        memory = self.potential.init(hopeful(state.look.value, first.sigma_t), first)
+        memory = self.potential.init(hopeful(state.look, first.sigma_t), first)
         weights, top, untilted, dead = tilted(jnp.zeros_like(memory.log_psi), memory.log_psi)
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
         return Population(state.look, weights + top, state.evals, state.status | dead, memory, own, untilted)
@@ -105,7 +105,8 @@ class SMC:
         look = state.look if scale is None or state.look.grad is None else _scaled(state.look, scale)
         seen, ratio, spent, status = advance(self.single, key, look, step, self.num_particles, self.chunk)
         untilted = state.untilted + ratio
-        memory = self.potential(state.memory, hopeful(seen.value, step.sigma_s), step, untilted)
+        value = hopeful(seen, step.sigma_s)
+        memory = self.potential(state.memory, value, step, untilted)
         weights, top, untilted, dead = tilted(untilted, memory.log_psi)
         (look, memory, untilted), kept, ancestors = self._select(key, weights, (seen, memory, untilted), step)
         untilted = jnp.where(kept == weights[ancestors], untilted, kept - (memory.log_psi - top))
@@ -113,7 +114,7 @@ class SMC:
         after = Population(
             look, kept + top, state.evals + spent, state.status | status, memory, ancestors, alive(untilted)
         )
-        return after, Info(_weighted_mean(weights, seen.value), ess(weights), jnp.mean(ratio), status, spent)
+        return after, Info(_weighted_mean(weights, value), ess(weights), jnp.mean(ratio), status, spent)
 
     def _select(self, key: Key, weights: Array, tree: Any, step: Step) -> tuple[Any, Array, Array]:
         own = jnp.arange(self.num_particles, dtype=jnp.int32)

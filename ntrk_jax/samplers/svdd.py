@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_count
-from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, State, Status, Step, Stream, algebra_dtype, vary
+from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, State, Status, Step, Stream, algebra_dtype
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
 from ntrk_jax.samplers.population import any_bits, hopeful, siblings, total
 from ntrk_jax.samplers.single import Single
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
+from ntrk_jax.varying import vary
 
 __all__ = ["SVDD", "refuse_copies"]
 
@@ -48,7 +49,8 @@ class SVDD:
         one reward: 1 + M (num_steps - 1) NFE.
     Density: the tilted law as M and the steps grow, for an exact value and a categorical choice; argmax has no limit.
     Status: the flags of all candidates; one whose reward or x0 is not finite is chosen only if all are so (the first);
-        a reward of -inf counts as the lowest other one until the end.
+        a reward of -inf counts as the lowest other one until the end, so that one of 0 and -inf steers nothing
+        (argmax takes what is forbidden last).
     Departs from the paper: a guided candidate's weight holds its density ratio, and the path carries its own weight.
     References: Li et al. 2024, arXiv:2408.08252, Algorithm 1.
 
@@ -97,7 +99,7 @@ class SVDD:
         """Draw candidates, look at each, go on with one."""
         if self.num_particles == 1:
             return self.single.step(key, state, step)
-        like = (self, key, state.look, step)
+        like = (key, state.look, step)
         last, choose = (lambda *args, f=f: vary(f(*args), like) for f in (self._last, self._choose))
         out = jax.lax.cond(jnp.asarray(step.sigma_s) == 0, last, choose, key, state.look, step)
         seen, log_ratio, evals, status = out
@@ -120,9 +122,10 @@ class SVDD:
 
         z = jax.random.normal(key, (num, *look.x.shape), algebra_dtype(look.x))
         seen, ratio, evals, status = jax.vmap(candidate)(siblings(key, num), z)
-        value = hopeful(seen.value, step.sigma_s)
+        value = hopeful(seen, step.sigma_s)
         usable = jnp.isfinite(value) & ((status & Status.NONFINITE_SAMPLE) == 0)
         if self.choice == "argmax":
+            value = jnp.where(jnp.isneginf(seen.value), jnp.finfo(value.dtype).min, value)  # no weight to keep exact
             index, weight = jnp.argmax(jnp.where(usable, value, -jnp.inf)), jnp.zeros_like(ratio[0])
         else:
             level = value / jnp.asarray(self.temperature, value.dtype)

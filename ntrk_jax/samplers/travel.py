@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Evals, Info, Lookahead, State, Step, Stream, vary
+from ntrk_jax.core import Evals, Info, Lookahead, State, Step, Stream
 from ntrk_jax.move import in_algebra, move
 from ntrk_jax.samplers.single import Single
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Sample, Scalar
+from ntrk_jax.varying import vary
 
 __all__ = ["Travel"]
 
@@ -78,7 +79,7 @@ class Travel:
             look, spent, bits = self._again(jax.random.fold_in(keys, i), look, step)
             return look, evals + spent, status | bits
 
-        start = vary((state.look, Evals() + Evals(), jnp.int32(0)), (self, key, state, step))
+        start = vary((state.look, Evals() + Evals(), jnp.int32(0)), (key, state, step))
         look, spent, bits = jax.lax.fori_loop(0, again, there_and_back, start)
         after, info = self.sampler.step(key, state._replace(look=look), step)
         zero = jnp.zeros_like(after.log_weights)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_count
-from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, Status, Step, Stream, algebra_dtype, vary
+from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, Status, Step, Stream, algebra_dtype
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
 from ntrk_jax.samplers import tree_policy as policy
@@ -29,6 +29,7 @@ from ntrk_jax.samplers.tree_draw import leaf_look, sample_tree
 from ntrk_jax.samplers.tree_policy import Tree
 from ntrk_jax.tree import REGISTRY, is_concrete, pytree, replace, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
+from ntrk_jax.varying import vary
 
 __all__ = ["DTS", "TreeState"]
 
@@ -104,6 +105,8 @@ class DTS:
     num_levels: int = static(default=5)
     num_rollouts: int = static(default=100)
 
+    over_rollouts = True
+
     def __post_init__(self) -> None:
         """Refuse what can never branch or be weighed."""
         if self.look.reward is None and self.look.value is None:
@@ -141,7 +144,7 @@ class DTS:
         def draw(key: Key, state: TreeState) -> Lookahead:
             return jax.tree.map(lambda a: a[0], sample_tree(key, state, 1))
 
-        like = (self, key, state, step)
+        like = (key, state, step)
         state = vary(state, like)
         after = jax.lax.cond(jnp.asarray(step.alpha_t) < self.num_rollouts, self._grow, full, key, state)
         if self.exploration is None:
@@ -158,7 +161,7 @@ class DTS:
         def body(i: Array, state: TreeState) -> TreeState:
             return self._segment(jax.random.fold_in(key, i), state)
 
-        state = jax.lax.fori_loop(0, self.num_levels, body, vary(state, (self, key, state)))
+        state = jax.lax.fori_loop(0, self.num_levels, body, vary(state, (key, state)))
         return state._replace(log_weights=policy.log_z(state.tree))
 
     def _segment(self, key: Key, state: TreeState) -> TreeState:
@@ -202,7 +205,7 @@ class DTS:
             moved, more = move(key_row, seen, row, self.kernel, self.guidance, ask)
             return moved.x, log_ratio + moved.log_ratio, extra + more, status | flags | moved.status
 
-        start = vary((x, jnp.zeros((), algebra_dtype(x)), _zero(), jnp.int32(0)), (self, key, x))
+        start = vary((x, jnp.zeros((), algebra_dtype(x)), _zero(), jnp.int32(0)), (key, x))
         x, log_ratio, extra, status = jax.lax.fori_loop(0, num, body, start)
         return x, log_ratio, extra + Evals(*(num * n for n in ask.evals)), status
 
@@ -217,10 +220,10 @@ def _reward_where(look: Look, here: Array, x: Sample) -> tuple[Array, Array]:
 
     def ask(x: Sample) -> tuple[Array, Array]:
         seen, _, status = look.final(x)
-        return vary((seen.value, status), (look, here, x))
+        return vary((seen.value, status), (here, x))
 
     def skip(x: Sample) -> tuple[Array, Array]:
-        return vary((jnp.zeros((), algebra_dtype(x)), jnp.int32(0)), (look, here, x))
+        return vary((jnp.zeros((), algebra_dtype(x)), jnp.int32(0)), (here, x))
 
     return jax.lax.cond(here, ask, skip, x)
 

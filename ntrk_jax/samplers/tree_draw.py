@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import Lookahead, Step, vary
+from ntrk_jax.core import Lookahead, Step
 from ntrk_jax.samplers.tree_policy import Tree, log_weights
 from ntrk_jax.typing import Array, Key
+from ntrk_jax.varying import vary
 
 __all__ = ["leaf_log_probs", "rollouts", "sample_tree"]
 

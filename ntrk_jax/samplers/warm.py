@@ -22,11 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Evals, Info, Lookahead, Step, vary
+from ntrk_jax.core import Evals, Info, Lookahead, Step
 from ntrk_jax.samplers.population import Population, any_bits, require_particles, tilted, total
 from ntrk_jax.samplers.smc import SMC
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
+from ntrk_jax.varying import vary
 
 __all__ = ["PCNL", "WarmStart"]
 
@@ -148,7 +149,7 @@ class WarmStart:
             return (seen, evals + spent, status | bits), seen
 
         burn = self.chain.num_burn
-        seen, evals, status = vary((seen, evals, status), (self, key, x, first))
+        seen, evals, status = vary((seen, evals, status), (key, x, first))
         carry, _ = jax.lax.scan(lambda c, i: (advance(c, i)[0], None), (seen, evals, status), jnp.arange(burn))
         (_, evals, status), path = jax.lax.scan(advance, carry, burn + jnp.arange(kept))
         pool = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:num], path)

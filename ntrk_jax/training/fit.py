@@ -93,7 +93,8 @@ def fit(
 
 def begin(params: PyTree, opt_state: PyTree) -> FitState:
     """The state before the first step."""
-    average = jax.tree.map(lambda p: jnp.asarray(p).astype(algebra_dtype(jnp.asarray(p))), params)
+    params = jax.tree.map(jnp.asarray, params)
+    average = jax.tree.map(lambda p: p.astype(algebra_dtype(p)), params)
     return FitState(jnp.zeros((), jnp.int32), params, average, opt_state, jnp.zeros((), jnp.float32))
 
 

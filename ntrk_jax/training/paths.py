@@ -72,11 +72,20 @@ def require_noise(name: str, kernel: Any, steps: Step) -> None:
         raise ValueError(
             f"{name} needs at least two rows, of which the last one draws no noise, got {steps.num_steps}."
         )
-    still, before = jnp.zeros((1,), steps.t.dtype), steps.rows(0, steps.num_steps - 1)
-    std = jax.vmap(lambda row: jnp.asarray(kernel(*in_algebra(Lookahead(still, still), row)).std))(before)
-    silent = np.flatnonzero(np.asarray(std) == 0) if is_concrete(std) else np.zeros(0, int)
+    silent = _silent(kernel, steps.rows(0, steps.num_steps - 1))
     if silent.size:
         raise ValueError(
             f"{name} needs noise in every row but the last, whose steps have a density; {type(kernel).__name__} draws "
             f"none in row {silent[0]}, at t = {float(steps.t[silent[0]]):.3g}."
         )
+
+
+def _silent(kernel: Any, steps: Step) -> np.ndarray:
+    """The rows in which the kernel is known to draw no noise; none for one that takes samples of a certain shape."""
+    still = jnp.zeros((1,), steps.t.dtype)
+    try:
+        std = jax.vmap(lambda row: jnp.asarray(kernel(*in_algebra(Lookahead(still, still), row)).std))(steps)
+    except Exception:
+        return np.zeros(0, int)
+    known = is_concrete(std)
+    return np.flatnonzero(np.all(np.asarray(std).reshape(steps.num_steps, -1) == 0, 1)) if known else np.zeros(0, int)

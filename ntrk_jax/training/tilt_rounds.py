@@ -101,9 +101,9 @@ class TiltPlan:
         if self.num_rounds is not None and not 1 <= self.num_rounds <= MAX_ROUNDS:
             raise ValueError(f"num_rounds must be in 1 ... {MAX_ROUNDS}, got {self.num_rounds}.")
         TiltLoss(None, kind=self.kind)
-        if not (0 < self.rate < math.inf and 0 < self.noise < math.inf and 0 <= self.decay < 1):
+        if not (0 < self.rate < math.inf and 0 < self.noise < math.inf and 0 <= self.decay <= 1):
             given = f"{self.rate}, {self.noise} and {self.decay}"
-            raise ValueError(f"rate and noise must be positive and decay at least 0 and below 1, got {given}.")
+            raise ValueError(f"rate and noise must be positive and decay lie in [0, 1], got {given}.")
         counts = ("num_samples", "keep", "num_steps", "batch_size", "num_draw_steps", "draw_batch")
         require_count(**{name: getattr(self, name) for name in counts})
         require_count(0, num_others=self.num_others, num_refresh=self.num_refresh)

@@ -37,9 +37,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import vary
 from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
+from ntrk_jax.varying import vary
 from ntrk_jax.whitening import battery
 from ntrk_jax.whitening.inputs import Prepared, direction, noise_input
 from ntrk_jax.whitening.polish import clip_ranks, polish

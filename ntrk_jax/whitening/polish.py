@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import vary
 from ntrk_jax.typing import Array
+from ntrk_jax.varying import vary
 from ntrk_jax.whitening.battery import num_frequencies, smooth
 from ntrk_jax.whitening.scores import ks_interval, peak_amplitudes
 from ntrk_jax.whitening.sorting import sort_with_places

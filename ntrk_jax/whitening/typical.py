@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import algebra_dtype, vary
+from ntrk_jax.core import algebra_dtype
 from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
+from ntrk_jax.varying import vary
 from ntrk_jax.whitening import domains
 from ntrk_jax.whitening.inputs import Prepared, direction, noise_input, require_floating
 from ntrk_jax.whitening.tiles import NUM_SETS, Tables, project_domain, tables_for
