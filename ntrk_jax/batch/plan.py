@@ -134,6 +134,7 @@ class Plan:
                 entry["seed"] = unit.seed
             if number == group.units[0]:
                 entry |= {"sampler": _printed(unit.sampler), "steps": describe(unit.steps), "leaves": group.digest}
+                entry |= _code(unit.sampler)
             else:
                 entry |= {"like": self.units[group.units[0]].name, "with": group.differences(number)}
             units.append(entry)
@@ -242,9 +243,15 @@ def grouped(units: Sequence[Unit]) -> list[Group]:
 
 
 def _printed(sampler: Any) -> str:
-    """The sampler's repr, with the code of functions in work and without addresses."""
+    """The sampler's repr, without the addresses of objects that have none of their own."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(sampler))
+
+
+def _code(sampler: Any) -> dict[str, str]:
+    """A digest of the code in work that the sampler holds, where there is any."""
     with naming.in_full():
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(sampler))
+        text = _printed(sampler)
+    return {} if text == _printed(sampler) else {"code": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def _is_key(leaf: Any) -> bool:
