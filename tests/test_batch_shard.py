@@ -34,6 +34,7 @@ def test_any_number_of_devices_draws_the_same_bits(alone, tmp_path, devices, axe
     assert files(tmp_path / "store") == files(alone)
 
 
+@pytest.mark.slow
 def test_populations_agree_on_any_number_of_devices(tmp_path):
     """The samples bit for bit, the log-weights to rounding."""
     made = nk.methods.tds(Net(WEIGHTS), nk.rewards.Linear(np.ones(8, np.float32)), (8,), num_particles=3)

@@ -34,7 +34,7 @@ import ntrk_jax as nk
 NAMES = nk.methods.names()
 RUN = [("f32", "vector"), ("bf16", "image")]
 TRACED = [("f32", "image"), ("bf16", "vector")]
-KINDS = "base svdd beam rbf ntrk dps tmpd fk dts".split()
+KINDS = "base svdd ntrk dps fk dts".split()
 
 
 def rest_slow(values, kept):

@@ -31,6 +31,7 @@ def test_every_patch_attends_to_every_other_and_places_matter(params):
         assert float(jnp.max(jnp.abs(other - out))) > 1e-6
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_memory_and_not_the_gradient(params):
     deep = dataclasses.replace(NET, double_blocks=1, single_blocks=8)
     weights, x = jax.jit(deep.init)(jax.random.key(0)), jax.random.normal(jax.random.key(3), (8, 8, 3))

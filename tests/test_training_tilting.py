@@ -277,6 +277,7 @@ def test_host_rewards_are_asked_once_a_sample_and_nothing_recompiles(tmp_path):
         tilt(key(), model, jnp.sum, (2,), temperature=0.0, plan=plan)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(tmp_path):
     """With images, a plain network and the sets of two rounds together."""
     model, shape, folder = denoiser(0.9, schedule=nk.schedules.VPLinear()), (4, 4, 1), tmp_path / "run"

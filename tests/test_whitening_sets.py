@@ -123,6 +123,7 @@ def field_gradient():
     return look(jax.random.key(0), jnp.zeros((32, 32)), 0.5)[0].grad
 
 
+@pytest.mark.slow
 def test_sweeps_that_would_go_in_a_circle_end():
     """With sweeps to the bounds alone one in twenty never ends, by the way that ties are broken; three of these."""
     g, keys = field_gradient(), jax.random.split(jax.random.key(5), 80)[28:51]
