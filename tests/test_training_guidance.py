@@ -349,10 +349,13 @@ def test_paths_without_a_reward_or_of_one_row_are_refused():
     path = nk.Single(nk.Look(PLANE_MODEL), nk.kernels.DDIM(1.0))
     for grid, words in (
         (STEPS.rows(0, 1), "two rows or more"), (STEPS, "give the sampler's Look a reward"),
-        (nk.grid(nk.schedules.VPLinear(), nk.grids.uniform(4)), "was made for"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             noise_aware.reward_paths(jax.random.key(0), path, grid, (2,), 2)
+    rewarded = nk.Single(nk.Look(PLANE_MODEL, SLOPE), nk.kernels.DDIM(1.0))
+    other = nk.grid(nk.schedules.VPLinear(), nk.grids.uniform(4))
+    with pytest.raises(ValueError, match="was made for"):
+        noise_aware.reward_paths(jax.random.key(0), rewarded, other, (2,), 2)
 
 
 def test_where_no_row_is_clean_enough_the_cleanest_is_pressed():

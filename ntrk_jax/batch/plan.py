@@ -133,8 +133,9 @@ class Plan:
             if unit.seed is not None:
                 entry["seed"] = unit.seed
             if number == group.units[0]:
-                entry |= {"sampler": _printed(unit.sampler), "steps": describe(unit.steps), "leaves": group.digest}
-                entry |= _code(unit.sampler)
+                printed = _printed(unit.sampler)
+                entry |= {"sampler": printed, "steps": describe(unit.steps), "leaves": group.digest}
+                entry |= _code(unit.sampler, printed)
             else:
                 entry |= {"like": self.units[group.units[0]].name, "with": group.differences(number)}
             units.append(entry)
@@ -247,11 +248,11 @@ def _printed(sampler: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(sampler))
 
 
-def _code(sampler: Any) -> dict[str, str]:
-    """A digest of the code in work that the sampler holds, where there is any."""
+def _code(sampler: Any, printed: str) -> dict[str, str]:
+    """A digest of the code in work that a sampler so printed holds, where there is any."""
     with naming.in_full():
         text = _printed(sampler)
-    return {} if text == _printed(sampler) else {"code": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    return {} if text == printed else {"code": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def _is_key(leaf: Any) -> bool:

@@ -45,7 +45,7 @@ class BestOfN:
         if look is not None and look.reward is None and look.value is None:
             raise ValueError("BestOfN chooses by reward; give the sampler's Look a reward.")
         several = getattr(self.sampler, "num_particles", None) and getattr(self.sampler, "population", True)
-        if several or isinstance(getattr(self.sampler, "grid", None), Step):
+        if several or getattr(self.sampler, "over_rollouts", False):
             raise ValueError(f"BestOfN runs samplers of one path, got {type(self.sampler).__name__}.")
 
     def init(self, key: Key, x: Array, first: Step) -> State:

@@ -109,10 +109,11 @@ def reward_paths(key: Key, sampler: Any, steps: Step, shape: tuple[int, ...], nu
     """
     if steps.num_steps < 2:
         raise ValueError("reward_paths needs a grid of two rows or more: what is kept lies between them.")
+    look = getattr(sampler, "look", None)
+    if look is not None and look.reward is None and look.value is None:
+        raise ValueError("reward_paths keeps the reward of every path's end; give the sampler's Look a reward.")
     check_schedule(sampler, steps)
     x0, reward = _ends(sampler, jax.random.split(key, num), steps, tuple(shape), batch)
-    if reward is None:
-        raise ValueError("reward_paths keeps the reward of every path's end; give the sampler's Look a reward.")
     return Paths(x0, jnp.broadcast_to(steps.s[None, :-1], (num, steps.num_steps - 1)), reward)
 
 
