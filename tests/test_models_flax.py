@@ -156,7 +156,7 @@ def test_labels_may_be_places_in_a_list():
     model = FlaxDenoiser(
         lambda w, x, t, c: x * w[c], "x0", [jnp.array(0.5), jnp.array(0.3)], schedules.VPCosine(), cond=1
     )
-    np.testing.assert_allclose(model(jnp.ones(2), 0.5), 0.3)
+    np.testing.assert_allclose(jax.jit(lambda x: model(x, 0.5))(jnp.ones(2)), 0.3)
 
 
 def test_frozen_variables_compare_and_read_back():
