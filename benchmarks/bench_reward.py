@@ -21,6 +21,7 @@ import ntrk_jax as nk
 from ntrk_jax.cli.compare_runs import Budget
 from ntrk_jax.cli.compare_study import Plan, compare_method, judge_for, refusal, summary_of
 from ntrk_jax.cli.console import BadInput
+from ntrk_jax.cli.digits_study import spread
 from ntrk_jax.cli.problems import problem
 
 RATIO = 1.2
@@ -44,7 +45,7 @@ def curve(names, budgets, num, seeds, first, halvings=1, checkpoint=None):
                 report("reward", name, budget=nfe, left_out=why)
                 continue
             entry = summary_of([outcome])[0]
-            entry["mean"]["spread"] = spread(outcome.first.x, asked)
+            entry["mean"]["spread"] = float(np.mean(spread(outcome.first.x, asked)))
             found.setdefault(name, {})[nfe] = entry
             mean, error = entry["mean"], entry["standard_error"]
             report(
@@ -55,17 +56,6 @@ def curve(names, budgets, num, seeds, first, halvings=1, checkpoint=None):
                 compile_seconds=entry["seconds_to_compile"],
             )  # fmt: skip
     return found
-
-
-def spread(x, asked):
-    """The mean distance between two of one seed's samples of the same digit; real digits have 4.5."""
-    x = np.reshape(np.asarray(x, np.float64), (len(asked), -1))
-    means = []
-    for digit in set(asked.tolist()):
-        own = x[asked == digit]
-        apart = np.linalg.norm(own[:, None] - own[None], axis=-1)
-        means.append(apart.sum() / (len(own) * (len(own) - 1)))
-    return float(np.mean(means))
 
 
 def table(found, budgets):

@@ -25,7 +25,7 @@ run = jax.jit(jax.vmap(nk.run, (None, 0, 0, None)))
 def reference(mixture, reward, schedule, steps, num, batch=100_000):
     """Log mean exp(r) and the mean reward of the base chain tilted by hand, with standard errors."""
     base = nk.Single(nk.Look(nk.models.Exact(mixture, schedule), reward), nk.kernels.DDIM())
-    rewards = []
+    rewards, batch = [], min(batch, num)
     for i in range(num // batch):
         key, noise = jax.random.split(jax.random.fold_in(jax.random.key(99), i))
         x = jax.random.normal(noise, (batch, mixture.dim))

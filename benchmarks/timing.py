@@ -30,6 +30,7 @@ def compile_seconds(function, *args):
 def report(bench, case, **numbers):
     """Print one JSON line."""
     numbers = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in numbers.items()}
+    numbers = {k: None if v != v else v for k, v in numbers.items()}  # JSON has no NaN
     print(json.dumps({"bench": bench, "case": case, **numbers}), flush=True)
 
 

@@ -8,7 +8,16 @@ import numpy as np
 
 from ntrk_jax.tree import Function, is_concrete
 
-__all__ = ["refuse_class", "require_called", "require_count", "require_scalar", "require_times", "valueless"]
+__all__ = [
+    "refuse_class",
+    "refuse_network",
+    "require_called",
+    "require_count",
+    "require_probability",
+    "require_scalar",
+    "require_times",
+    "valueless",
+]
 
 
 def refuse_class(name: str, value: Any) -> None:
@@ -16,6 +25,15 @@ def refuse_class(name: str, value: Any) -> None:
     given = value.fn if isinstance(value, Function) else value
     if isinstance(given, type):
         raise TypeError(f"{name} must be an object, got the class {given.__name__}; write {given.__name__}(...).")
+
+
+def refuse_network(name: str, value: Any) -> None:
+    """Raise TypeError for a Flax module where a denoiser is meant: its prediction would be taken as x0."""
+    if any(cls.__module__.startswith("flax.") for cls in type(getattr(value, "fn", value)).__mro__):
+        raise TypeError(
+            f"{name} must be a denoiser (x, t) -> x0, got a network; say what it predicts: "
+            "nk.models.NnxDenoiser(net, kind, schedule), or FlaxDenoiser(net.apply, kind, variables, schedule)."
+        )
 
 
 def require_called(name: str, value: Any, example: str) -> None:
@@ -30,6 +48,12 @@ def require_count(least: int = 1, /, **counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be at least {least} and a whole number, got {value!r}.")
+
+
+def require_probability(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a number strictly between 0 and 1."""
+    if np.ndim(value) or isinstance(value, bool | str) or not 0.0 < float(value) < 1.0:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value!r}.")
 
 
 def require_times(low: Any, high: Any) -> None:
@@ -49,7 +73,8 @@ def require_scalar(value: Any) -> Any:
 
 def valueless(reward: Any) -> str:
     """The name of the reward, or of the member of a composed one, that gives values and no gradient."""
-    for member in getattr(reward, "rewards", ()):
+    inner = getattr(reward, "reward", None)
+    for member in getattr(reward, "rewards", () if inner is None else (inner,)):
         if not getattr(member, "differentiable", True):
             return valueless(member)
     return type(getattr(reward, "fn", reward)).__name__

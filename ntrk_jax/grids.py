@@ -21,6 +21,8 @@ from ntrk_jax.typing import Array, Scalar
 
 __all__ = ["check_schedule", "circle", "grid", "karras", "shifted", "trailing", "uniform"]
 
+_LEAP = 20.0  # by how much alpha / sigma may grow in the first row of a network that predicts noise
+
 
 def grid(schedule: Schedule, times: Array) -> Step:
     """The rows of a grid: row i moves from times[i] to times[i + 1].
@@ -124,7 +126,9 @@ def check_schedule(part: Any, steps: Step, tolerance: float = 1e-3) -> Array:
         `Status.WRONG_GRID` there.
 
     Raises:
-        ValueError: if a schedule whose values can be read disagrees with the grid.
+        ValueError: if a schedule whose values can be read disagrees with the grid, or a network predicts eps or the
+            score and the grid leaps from where that says nothing of x0: alpha = 0, or alpha / sigma a twentieth of that
+            one row on. x0 shows the network's errors sigma / alpha times as large.
 
     Example:
         >>> import ntrk_jax as nk
@@ -140,6 +144,14 @@ def check_schedule(part: Any, steps: Step, tolerance: float = 1e-3) -> Array:
         np.asarray(a)[rows] if is_concrete(a) else a[rows] for a in (steps.t, steps.alpha_t, steps.sigma_t)
     )
     wrong = jnp.zeros((), bool)
+    blind = _blind(steps)
+    for kind in sorted(set(_kinds(part)) & {"eps", "score"}):
+        wrong = wrong | blind
+        if is_concrete(blind) and blind:
+            raise ValueError(
+                f"a network that predicts {kind} says next to nothing of x0 where alpha = {float(alpha[0]):.2g}; start "
+                "the grid at less noise, such as nk.grids.uniform(num_steps, start=0.98), or train one that predicts v."
+            )
     for name, schedule in _schedules(part):
         own = schedule(jnp.asarray(t))
         readable = all(is_concrete(a) for a in (*own, alpha, sigma))
@@ -156,6 +168,28 @@ def check_schedule(part: Any, steps: Step, tolerance: float = 1e-3) -> Array:
                 "from the same schedule, or wrap the model in nk.models.Reschedule(model, trained_on, sampled_on)."
             )
     return wrong
+
+
+def _blind(steps: Step) -> Array:
+    """Whether the first row leaps from where a predicted noise says nothing of x0, []."""
+    parts = (steps.alpha_t, steps.sigma_t, steps.alpha_s, steps.sigma_s)
+    xp = np if all(map(is_concrete, parts)) else jnp
+    alpha, sigma, alpha_s, sigma_s = (xp.asarray(part)[0] for part in parts)
+    return (alpha < 1e-3) | (_LEAP * alpha * sigma_s < alpha_s * sigma)
+
+
+def _kinds(part: Any) -> Iterator[str]:
+    """What the networks among a part and the parts inside it predict."""
+    if isinstance(part, (tuple, list)):
+        for item in part:
+            yield from _kinds(item)
+    if not dataclasses.is_dataclass(part):
+        return
+    kind = getattr(part, "kind", None)
+    if isinstance(kind, str) and hasattr(part, "schedule"):
+        yield kind
+    for field in dataclasses.fields(part):
+        yield from _kinds(getattr(part, field.name))
 
 
 def _schedules(part: Any) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.arguments import require_scalar, valueless
+from ntrk_jax.arguments import refuse_class, refuse_network, require_called, require_scalar, valueless
 from ntrk_jax.core import Denoiser, Evals, Lookahead, Reward, Status, Value, algebra_dtype
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
@@ -54,6 +54,11 @@ class Look:
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be evaluated."""
+        for name, part in (("model", self.model), ("reward", self.reward), ("value", self.value)):
+            refuse_class(name, part)
+        refuse_network("model", self.model)
+        if self.reward is not None:
+            require_called("reward", self.reward, "nk.rewards.Linear(a)")
         if not callable(self.model):
             raise TypeError(f"Look needs a denoiser called as model(x, t), got {type(self.model).__name__}.")
         if self.value is not None and not hasattr(self.value, "num_rewards"):

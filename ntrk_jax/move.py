@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import Evals, Guidance, Kernel, Lookahead, Move, Status, Step, Stream, Tilt, algebra_dtype
+from ntrk_jax.core import Evals, Gaussian, Guidance, Kernel, Lookahead, Move, Status, Step, Stream, Tilt, algebra_dtype
 from ntrk_jax.typing import Array, Key
 
 __all__ = ["in_algebra", "move"]
@@ -52,8 +52,10 @@ def move(
     key_rule, key_project = (jax.random.fold_in(key, tag) for tag in (Stream.RULE, Stream.PROJECT))
     drawn: Array = jax.random.normal(key, look.x.shape, look.x.dtype) if z is None else z
     base = kernel(look, step)
+    _require("kernel", base, Gaussian)
     exact = guidance is None or guidance.exact
     tilt = Tilt() if guidance is None else guidance(look, base, step, key=key_rule, probe=probe)
+    _require("rule", tilt, Tilt)
     noise = tilt.noise + tilt.scale * drawn
     if tilt.project is not None:
         noise = jnp.where(jnp.any(tilt.noise != 0), tilt.project(noise, key_project), noise)
@@ -66,6 +68,11 @@ def move(
     seen = log_ratio if exact else jnp.asarray(tilt.noise + tilt.mean)  # the ratio of an exact rule sums them all
     status = jnp.where(jnp.all(jnp.isfinite(seen)), jnp.int32(0), jnp.int32(Status.NONFINITE_GRAD)) | tilt.status
     return Move(x.astype(dtype), log_ratio, status), tilt.evals
+
+
+def _require(what: str, given: Any, kind: type) -> None:
+    if not isinstance(given, kind):
+        raise TypeError(f"a {what} must return nk.{kind.__name__}(...), got {type(given).__name__}.")
 
 
 def _log_ratio(z: Array, noise: Array, std: Array, tilt: Tilt) -> Array:

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_called
 from ntrk_jax.core import Step
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Scalar
@@ -119,8 +120,10 @@ class Tempered:
     schedule: Callable[[Scalar], Array] | Signal | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a temperature that is not positive."""
+        """Refuse a temperature that is not positive and a schedule that is none."""
         _require_temperature(self.temperature)
+        if self.schedule is not None:
+            require_called("schedule", self.schedule, "potentials.Geometric()")
 
     def init(self, value: Array, first: Step) -> Memory:
         """The potential of the initial noise."""

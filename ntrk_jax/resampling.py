@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import refuse_class
 from ntrk_jax.core import Step, algebra_dtype
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Scalar
@@ -244,7 +245,8 @@ class WhenESS:
     threshold: Scalar = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse a share outside [0, 1]."""
+        """Refuse a class for a scheme, and a share outside [0, 1]."""
+        refuse_class("scheme", self.scheme)
         if is_concrete(self.threshold) and not np.all((np.asarray(self.threshold) >= 0) & (self.threshold <= 1)):
             raise ValueError(f"threshold is a share of the population in [0, 1], got {self.threshold}.")
 

@@ -65,9 +65,9 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
         >>> int(state.evals.model), state.look.x.shape
         (10, (3,))
     """
+    x = x if isinstance(x, jax.Array) else jnp.asarray(x)
     _check_inputs(key, x, steps)
-    _check_rows(sampler, steps)
-    wrong = check_schedule(sampler, steps)
+    wrong = _wrong_rows(sampler, steps) | check_schedule(sampler, steps)
     first = jax.tree.map(lambda a: a[0], steps)
     state = sampler.init(jax.random.fold_in(key, Stream.INIT), x, first)
     state = state._replace(status=state.status | jnp.where(wrong, jnp.int32(Status.WRONG_GRID), jnp.int32(0)))
@@ -134,20 +134,29 @@ def _check_grid(steps: Any) -> None:
         raise ValueError(f"steps must hold arrays of one shape [num_steps], at least one row, got {sorted(shapes)}.")
 
 
-def _check_rows(sampler: Any, steps: Step) -> None:
-    """Samplers that say so run over rollouts, the others of this package over a grid; one row may be either."""
-    if steps.num_steps < 2 or not is_concrete(steps.alpha_t):
-        return
+def _wrong_rows(sampler: Any, steps: Step) -> Any:
+    """Samplers that say so run over rollouts, the others of this package over a grid; one row may be either.
+
+    Returns:
+        Whether the rows are of the wrong kind where that cannot be read yet, [].
+    """
+    if steps.num_steps < 2:
+        return False
     parts = [sampler]
     while hasattr(parts[-1], "sampler"):
         parts.append(parts[-1].sampler)
     wanted = any(getattr(part, "over_rollouts", False) for part in parts)
+    own = all(type(part).__module__.startswith("ntrk_jax.") for part in parts)
+    if not is_concrete(steps.alpha_t):
+        counted = steps.alpha_t[-1] >= 1.5
+        return ~counted & (steps.num_steps > 2) if wanted else counted & own
     done = np.asarray(steps.alpha_t)
     counted = done[-1] >= 1.5 and np.array_equal(done, done[0] + np.arange(steps.num_steps))
     if wanted and not counted and steps.num_steps > 2:
         raise ValueError(f"{type(parts[-1]).__name__} holds its grid and is run over nk.samplers.rollouts(num).")
-    if counted and not wanted and all(type(part).__module__.startswith("ntrk_jax.") for part in parts):
+    if counted and not wanted and own:
         raise ValueError(f"{type(sampler).__name__} is run over nk.grid(schedule, times), got the rows of rollouts.")
+    return False
 
 
 def _check_inputs(key: Any, x: Any, steps: Any) -> None:

@@ -93,7 +93,25 @@ def test_noise_predictions_start_from_pure_noise(kind):
         return nk.tweedie.from_x0(kind, 0.3 * x, x, alpha, sigma)
 
     model = nk.models.FlaxDenoiser(apply, kind, {}, schedule())
-    assert np.all(np.isfinite(sample(nk.Single(nk.Look(model), nk.kernels.DDIM())).look.x))
+    assert np.all(np.isfinite(nk.Look(model).at(jax.random.key(0), jnp.ones(SHAPE), 1.0, 1.0)[0].x0))
+
+
+@pytest.mark.parametrize("kind", ["eps", "score"])
+def test_a_network_of_noise_is_not_asked_for_x0_where_it_has_none_to_tell(kind):
+    model = nk.models.FlaxDenoiser(lambda w, x, t: w * x, kind, jnp.float32(0.9), schedule())
+    x, run = jnp.ones(SHAPE), jax.jit(nk.run)
+    pure, below = (nk.grid(schedule(), nk.grids.uniform(25, start=start)) for start in (1.0, 0.98))
+
+    def status(rows, **changed):
+        sampler = nk.Single(nk.Look(nk.replace(model, **changed)), nk.kernels.DDIM())
+        return int(run(sampler, jax.random.key(0), x, rows)[0].status)
+
+    with pytest.raises(ValueError, match=f"predicts {kind} says next to nothing of x0 where alpha = 0"):
+        nk.run(nk.Single(nk.Look(model), nk.kernels.DDIM()), jax.random.key(0), x, pure)
+    assert status(pure) & nk.Status.WRONG_GRID
+    assert (status(below), status(pure, kind="v")) == (0, 0)
+    for axis in (nk.schedules.VPLinear(), nk.schedules.VE(), nk.schedules.EDM()):
+        assert status(nk.grid(axis, nk.grids.uniform(8)), schedule=axis) == 0
 
 
 def test_score_is_that_of_the_mixture():

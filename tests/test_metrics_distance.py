@@ -115,8 +115,9 @@ def test_bad_samples_are_refused():
         metrics.two_sample_floor(KEY(0), None, 4, num_repeats=0)
     with pytest.raises(ValueError, match="two sets of samples"):
         metrics.sliced_wasserstein(KEY(0), x, jnp.zeros((4, 3)))
-    with pytest.raises(ValueError, match="order and num_projections"):
-        metrics.sliced_wasserstein(KEY(0), x, x, order=0.5)
+    for order in (0.5, np.inf, np.nan):
+        with pytest.raises(ValueError, match="order must be at least 1 and finite"):
+            metrics.sliced_wasserstein(KEY(0), x, x, order=order)
     with pytest.raises(ValueError, match="at least two samples"):
         metrics.mmd(x, x[:1])
     with pytest.raises(ValueError, match="samples and reference"):

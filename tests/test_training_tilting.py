@@ -10,7 +10,7 @@ from ntrk_jax.models import FlaxDenoiser, MomentDenoiser, moment_network
 from ntrk_jax.training import TiltLoss, TiltPlan, draw, tilt, tilt_coefficient, tilt_target
 from ntrk_jax.training import tilt_rounds as rounds
 from ntrk_jax.training.draws import even_normal
-from ntrk_jax.training.tilt_weights import effective_share, ess_step, pooled_weights
+from ntrk_jax.training.tilt_weights import effective_share, ess_step, pooled_weights, skewness
 
 SCHEDULE = nk.schedules.VPCosine()
 
@@ -187,17 +187,20 @@ def test_weights_along_the_path():
 def test_one_weighted_round_is_made_where_the_whole_tilt_leaves_a_fifth_effective():
     normal = np.random.default_rng(1).normal(size=4000)  # of a normal reward times s the share is exp(-s^2)
     mild, steep = (s * normal for s in (np.sqrt(np.log(1 / 0.25)), np.sqrt(np.log(1 / 0.15))))
-    leap = rounds._settled(TiltPlan(rate=1e-3, num_steps=10), 0.0, mild)
+    leap = rounds._settled(TiltPlan(rate=1e-3, num_steps=10), 0.0, mild, False)
     assert (leap.method, leap.num_steps, leap.rate, rounds._step(mild, 1.0, leap, 0)) == ("weighted", 50, 2e-3, 1.0)
     for plan, a, r in (
         (TiltPlan(), 0.0, steep), (TiltPlan(), 0.5, mild), (TiltPlan(num_rounds=2), 0.0, mild),
         (TiltPlan(ess=0.9), 0.0, mild),
     ):  # fmt: skip
-        assert rounds._settled(plan, a, r).method == "explicit"
-    cliff = np.where(np.arange(4000) < 8, -1000.0, 0.0)  # the effective size does not see what an explicit step would
-    assert effective_share(cliff) > 0.99
-    assert rounds._settled(TiltPlan(), 0.5, cliff).method == "implicit"
-    assert rounds._settled(TiltPlan("implicit"), 0.0, mild) == TiltPlan("implicit"), "what was named is kept"
+        assert rounds._settled(plan, a, r, False).method == "explicit"
+    far, few = (np.where(np.arange(4000) < n, 0.0, -1000.0) for n in (150, 50))  # explicit steps end beyond a cliff
+    quadratic = -8.0 * (normal - 2.0) ** 2  # and blow up with the long tail of a quadratic
+    assert all(abs(skewness(r)) > rounds.LOPSIDED for r in (far, few, quadratic))
+    methods = [rounds._settled(TiltPlan(), 0.0, r, True).method for r in (far, few, quadratic, -few)]
+    assert methods == ["weighted", "implicit", "weighted", "weighted"]
+    assert rounds._settled(TiltPlan(num_rounds=3), 0.0, quadratic, True).method == "implicit"
+    assert rounds._settled(TiltPlan("implicit"), 0.0, mild, False) == TiltPlan("implicit"), "what was named is kept"
     halves = np.log(np.array([1.0, 1.0, 1e-30, 1e-30])) + 900.0
     assert effective_share(halves) == pytest.approx(0.5)
 

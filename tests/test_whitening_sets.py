@@ -214,8 +214,10 @@ def test_values_print_compare_and_are_refused():
     assert TypicalSet((4, 4)) != TypicalSet((4, 4), confidence=0.99)
     with pytest.raises(ValueError, match="sides of at least 1"):
         TypicalSet(())
-    with pytest.raises(ValueError, match="0 < confidence < 1"):
+    with pytest.raises(ValueError, match="confidence of TypicalSet must lie between 0 and 1"):
         TypicalSet((4,), confidence=1.0)
+    with pytest.raises(ValueError, match="max_sweeps must be at least 1"):
+        TypicalSet((4,), max_sweeps=0)
     with pytest.raises(ValueError, match="tolerance > 0"):
         TypicalSet((4,), tolerance=0.0)
     with pytest.raises(ValueError, match="relax < 2"):

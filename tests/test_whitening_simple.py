@@ -92,7 +92,9 @@ def test_whole_numbers_are_refused(W):
 
 
 def test_bad_fields_are_refused():
-    with pytest.raises(ValueError, match="0 < confidence < 1"):
-        UnitNorm(confidence=0.0)
-    with pytest.raises(ValueError, match="block >= 2"):
-        Spectral(block=1)
+    for bad in (0.0, (8, 8)):
+        with pytest.raises(ValueError, match="confidence of UnitNorm must lie between 0 and 1"):
+            UnitNorm(bad)
+    for bad in (1, (8, 8), 2.5):
+        with pytest.raises(ValueError, match="block of Spectral, which serves any shape, must be at least 2"):
+            Spectral(bad)

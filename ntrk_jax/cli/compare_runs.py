@@ -26,7 +26,7 @@ import numpy as np
 import ntrk_jax as nk
 from ntrk_jax.cli.build import Choices, build
 from ntrk_jax.cli.console import BadInput, user_input
-from ntrk_jax.cli.problems import Named, parse
+from ntrk_jax.cli.problems import Named, parse, rows_of
 
 __all__ = ["EXACT", "TEMPERATURE", "Budget", "Draws", "Made", "Program", "make", "rows_for"]
 
@@ -133,7 +133,7 @@ def _particles(budget: Budget) -> int:
 
 
 def _grid(task: Named, num_steps: int) -> tuple[Any, Any]:
-    rows = nk.grid(task.schedule, nk.grids.uniform(num_steps))
+    rows = rows_of(task.model, task.schedule, num_steps)
     return rows, rows.sigma_t[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
@@ -43,6 +44,9 @@ class OneLineErrors(click.Group):
         """Run the command, and in standalone mode turn every click error into its one line."""
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal without a plus-minus sign must not lose a run
         try:
             status = super().main(*args, standalone_mode=False, **extra)
         except click.ClickException as error:

@@ -11,7 +11,6 @@ is, evaluations and time.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -140,9 +139,13 @@ def _measure(model: Any, asked: jax.Array, drawn: Drawn, looks: Any, steps: Any)
 
 
 def spread(x: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """The distances between each sample [num, *shape] and the next one of the same digit; one NaN if there are none."""
-    pairs = [(a, b) for digit in np.unique(asked) for a, b in itertools.pairwise(np.flatnonzero(asked == digit))]
-    return np.asarray([np.linalg.norm(x[a] - x[b]) for a, b in pairs] or [np.nan])
+    """The mean distance between two samples of one digit, for each digit with two or more; one NaN if there is none."""
+    flat, means = np.reshape(np.asarray(x, np.float64), (len(asked), -1)), []
+    for own in (flat[asked == digit] for digit in np.unique(asked)):
+        if len(own) > 1:
+            apart = np.linalg.norm(own[:, None] - own[None], axis=-1)
+            means.append(apart.sum() / (len(own) * (len(own) - 1)))
+    return np.asarray(means or [np.nan])
 
 
 def injected_noise(kernel: Any, x: jax.Array, x0: jax.Array, steps: Any) -> jax.Array:

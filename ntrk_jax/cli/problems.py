@@ -49,6 +49,12 @@ class Named(NamedTuple):
             return None
 
 
+def rows_of(model: Any, schedule: Any, num_steps: int) -> nk.Step:
+    """The rows of a uniform grid from pure noise, or from just below for a network that predicts the noise."""
+    noisy = getattr(model, "kind", "x0") in ("eps", "score")
+    return nk.grid(schedule, nk.grids.uniform(num_steps, start=0.98 if noisy else 1.0))
+
+
 def problem(
     name: str, *, schedule: str | None = None, digit: int | None = None, checkpoint: Path | None = None,
     tables: dict[str, Any] | None = None, observed: int | None = None, instance: int | None = None,
@@ -72,7 +78,7 @@ def problem(
         with user_input("--b"):
             law, reward = nk.targets.two_modes((0.0, 4.0) if b is None else b)
     else:
-        law, reward = _closed_form(name, tables or {}, 1 if observed is None else observed, instance or 0)
+        law, reward = _closed_form(name, tables, 1 if observed is None else observed, instance or 0)
     with user_input("--schedule"):
         axis = parse(schedule or _usual_schedule(name, law.dim), "schedules")
     return Named(name, nk.models.Exact(law, axis), axis, reward, getattr(law, "shape", (law.dim,)), law)
@@ -85,7 +91,7 @@ def _usual_schedule(name: str, dim: int) -> str:
     return "VPLinear" if dim <= 16 else "VPLinear(beta_max=40.0)"
 
 
-def _closed_form(name: str, tables: dict[str, Any], observed: int, instance: int) -> tuple[Any, Any]:
+def _closed_form(name: str, tables: dict[str, Any] | None, observed: int, instance: int) -> tuple[Any, Any]:
     numbered = re.fullmatch(r"(skew|cardoso)([1-9][0-9]*)", name)
     if name in _FIXED:
         return getattr(nk.targets, name)()
@@ -96,8 +102,8 @@ def _closed_form(name: str, tables: dict[str, Any], observed: int, instance: int
         with user_input("--target"):
             return nk.targets.skewed(dim) if family == "skew" else nk.targets.cardoso(dim, observed, instance)
     if name == "mixture":
-        return _configured(tables)
-    raise BadInput(f"unknown target {name!r}; known are {TARGETS}.")
+        return _configured(tables or {})
+    raise BadInput(f"unknown target {name!r}; known are {NAMED if tables is None else TARGETS}.")
 
 
 def _configured(tables: dict[str, Any]) -> tuple[Any, Any]:

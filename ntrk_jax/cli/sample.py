@@ -123,7 +123,7 @@ def _task(options: dict[str, Any]) -> Any:
         return task
     return problem(
         options["target"], schedule=options["schedule"], digit=options["digit"], checkpoint=folder,
-        tables=context.meta.get("tables"),
+        tables=context.meta.get("tables", {}),
     )  # fmt: skip
 
 

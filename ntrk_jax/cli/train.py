@@ -18,9 +18,12 @@ _PARTS = 3
 _REPORTS = 4
 
 
-@click.group()
-def train() -> None:
-    """Train a model from scratch."""
+@click.group(invoke_without_command=True)
+@click.pass_context
+def train(context: click.Context) -> None:
+    """Train a model, tune one to a reward, or learn a value."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @train.command("digits")

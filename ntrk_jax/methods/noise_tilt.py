@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ntrk_jax.core import Denoiser, Kernel, Reward, Value, Whitening
 from ntrk_jax.guidance import MPGD, NTRK, Calibrated, Ending, Steady, Sum
 from ntrk_jax.guidance.base import Strength
@@ -11,6 +13,7 @@ from ntrk_jax.kernels import DDIM
 from ntrk_jax.look import Look
 from ntrk_jax.methods.entry import GRAD, VJP, Entry, guided
 from ntrk_jax.samplers import Single
+from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Scalar
 from ntrk_jax.whitening import TypicalSet
 
@@ -41,7 +44,13 @@ def ntrk_mixed(model: Denoiser, reward: Reward, shape: tuple[int, ...], *, stren
 
 
 def calibrated(model: Denoiser, reward: Reward, shape: tuple[int, ...], *, temperature: Scalar = 1.0, **parts: Any):
-    """NTRK whose strength is a temperature: the same law at every number of steps."""
+    """NTRK whose strength is a temperature: the same law at every number of steps.
+
+    A value that knows its own temperature must have this one: it is what the law aimed at depends on.
+    """
+    own = getattr(parts.get("value"), "temperature", temperature)
+    if is_concrete(own) and is_concrete(temperature) and not np.allclose(own, temperature, rtol=1e-6):
+        raise ValueError(f"the value was made for temperature {own}, and the method aims at {temperature}.")
     return ntrk(model, reward, shape, strength=Calibrated(temperature), where="mixed", **parts)
 
 

@@ -22,7 +22,9 @@ __all__ = ["das", "das_adaptive", "fk", "fk_max", "fk_sum", "ntrk_smc", "psi", "
 
 def _trust(schedule: Any, value: Value | None) -> Any:
     """The tempering asked for; of "auto" by signal for the plug-in value, and none for a value made for noise."""
-    return (Signal() if value is None else None) if isinstance(schedule, str) else schedule
+    if isinstance(schedule, str) and schedule == "auto":
+        return Signal() if value is None else None
+    return schedule
 
 
 def fk(
@@ -49,8 +51,12 @@ def fk(
     up they are also those that count, by default the paper's evenly spaced ones in a window, `resampling.Spaced()`.
     """
     look = Look(model, reward, grad=getattr(guidance, "needs_grad", False), value=value)
+    if potential not in ("difference", "reward", "max", "sum"):
+        raise ValueError(f"potential must be 'difference', 'reward', 'max' or 'sum', got {potential!r}.")
     if potential == "difference":
         targets = Tempered(temperature, _trust(schedule, value))
+    elif schedule is not None:
+        raise ValueError(f"schedule is for the potential 'difference'; {potential!r} builds up by itself.")
     else:
         when = when or Spaced()
         targets = Accumulated(temperature, potential, when)
@@ -103,10 +109,11 @@ def das(
     *,
     temperature: Scalar = 1.0,
     rate: Scalar = RATE,
+    resample: Resampler | None = None,
     **parts: Any,
 ) -> SMC:
-    """DAS: TDS with a tilt that grows along the run and SSP resampling."""
-    population = tds(model, reward, shape, temperature=temperature, resample=WhenESS(SSP(), 0.5), **parts)
+    """DAS: TDS with a tilt that grows along the run, at `rate`, and SSP resampling."""
+    population = _tempered(model, reward, shape, temperature, resample, parts)
     return replace(population, potential=Tempered(temperature, Geometric(rate)))
 
 
@@ -117,11 +124,21 @@ def das_adaptive(
     *,
     temperature: Scalar = 1.0,
     target: Scalar = 0.9,
+    resample: Resampler | None = None,
     **parts: Any,
 ) -> SMC:
     """DAS with the tilt chosen from the effective sample size."""
-    population = tds(model, reward, shape, temperature=temperature, resample=WhenESS(SSP(), 0.5), **parts)
+    population = _tempered(model, reward, shape, temperature, resample, parts)
     return replace(population, potential=Adaptive(temperature, target))
+
+
+def _tempered(
+    model: Denoiser, reward: Reward, shape: tuple[int, ...], temperature: Scalar, resample: Any, parts: dict[str, Any]
+) -> SMC:
+    if "schedule" in parts:
+        raise ValueError("das and das_adaptive temper by `rate` and by `target`; schedule is for tds and fk.")
+    resample = resample or WhenESS(SSP(), 0.5)
+    return tds(model, reward, shape, temperature=temperature, resample=resample, **parts)
 
 
 def psi(

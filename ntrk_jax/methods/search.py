@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from ntrk_jax.core import Denoiser, Guidance, Kernel, Reward, Step, Value
 from ntrk_jax.kernels import DDIM, FlowSDE
 from ntrk_jax.look import Look
@@ -12,6 +14,7 @@ from ntrk_jax.methods.entry import Entry
 from ntrk_jax.models import Reschedule
 from ntrk_jax.samplers import RBF, SVDD, Beam, BestOfN, Blocks, Pruned, Rising, Single, Widening
 from ntrk_jax.schedules import Schedule, VPLinear
+from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Scalar
 
 __all__ = ["beam", "best_of_n", "code", "dsearch", "rbf", "svdd", "svdd_argmax", "ttsnap"]
@@ -64,19 +67,27 @@ def beam(
     shape: tuple[int, ...] = (),
     *,
     num_particles: int = 4,
-    keep: Scalar = 2,
+    keep: Scalar | None = None,
     size: Scalar = 1,
     kernel: Kernel | None = None,
     guidance: Guidance | None = None,
     value: Value | None = None,
 ) -> Beam:
-    """Beam search: after each block of `size` rows the best `keep` paths are copied to all slots."""
+    """Beam search: after each block of `size` rows the best `keep` paths are copied to all slots.
+
+    keep: 2 unless given, 1 of two particles; with as many as particles nothing would be selected.
+    """
+    keep = min(2, max(1, num_particles // 2)) if keep is None else keep
+    if is_concrete(keep) and np.any(np.asarray(keep) >= max(2, num_particles)):
+        raise ValueError(f"keep must be below num_particles={num_particles}, got {keep}: nothing would be selected.")
     single = Single(_look(model, reward, guidance, value), kernel or DDIM(eta=1.0), guidance)
     return Beam(single, Blocks(size, keep), num_particles)
 
 
 def code(model: Denoiser, reward: Reward, shape: tuple[int, ...] = (), *, size: Scalar = 2, **parts: Any):
     """CoDe: after each block of `size` rows the best path is copied to all slots."""
+    if "keep" in parts:
+        raise ValueError("CoDe keeps one path; use beam(keep=...) for more.")
     return beam(model, reward, shape, size=size, keep=1, **parts)
 
 
@@ -117,6 +128,8 @@ def ttsnap(
     At times[j] the best fractions[j] of the living paths go on. value: the noise-aware reward, such as
     `values.Learned`; the plug-in by default.
     """
+    if not all(0.0 < f <= 1.0 for f in fractions):
+        raise ValueError(f"fractions must lie in (0, 1], got {fractions}.")
     plan = Pruned(times, survivors_of(num_particles, fractions))
     return Beam(Single(Look(model, reward, value=value), kernel or DDIM(eta=1.0)), plan, num_particles, chunk)
 

@@ -37,7 +37,7 @@ def dts(
     if num_levels is None:
         rows = grid.num_steps
         num_levels = max((n for n in range(1, 6) if rows % n == 0 and rows >= 2 * n), default=1)
-    look = Look(model, reward, grad=guidance is not None and guidance.needs_grad)
+    look = Look(model, reward, grad=getattr(guidance, "needs_grad", False))
     numbers = temperature, tempering, widening, power, exploration
     return DTS(look, kernel or DDIM(eta=1.0), grid, guidance, *numbers, num_levels, num_rollouts)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_count
-from ntrk_jax.core import root
+from ntrk_jax.core import algebra_dtype, root
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Key, Scalar
 
@@ -31,7 +31,7 @@ def sliced_wasserstein(key: Key, x: Array, y: Array, *, num_projections: int = 1
     Args:
         key: of the directions; use the same key to compare distances.
         x, y: [n, *shape] and [m, *shape], flattened to vectors; n and m may differ.
-        num_projections: the number of directions. order: p, at least 1.
+        num_projections: the number of directions. order: p, at least 1 and finite.
 
     Cost: O(num_projections (d (n + m) + n log n + m log m)).
 
@@ -45,8 +45,9 @@ def sliced_wasserstein(key: Key, x: Array, y: Array, *, num_projections: int = 1
         2.0
     """
     x, y = _pair(x, y)
-    if order < 1 or num_projections < 1:
-        raise ValueError(f"order and num_projections must be at least 1, got {order} and {num_projections}.")
+    require_count(num_projections=num_projections)
+    if not 1 <= order < np.inf:
+        raise ValueError(f"order must be at least 1 and finite, got {order}.")
     directions = jax.random.normal(key, (num_projections, x.shape[1]), x.dtype)
     directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
     left, right, widths = _coupling(x.shape[0], y.shape[0])
@@ -54,11 +55,18 @@ def sliced_wasserstein(key: Key, x: Array, y: Array, *, num_projections: int = 1
     def along(direction: Array) -> Array:
         a = jnp.sort(jnp.matmul(x, direction, precision="highest"))[left]
         b = jnp.sort(jnp.matmul(y, direction, precision="highest"))[right]
-        return jnp.sum(jnp.asarray(widths, x.dtype) * jnp.abs(a - b) ** order)
+        return _power_mean(jnp.abs(a - b), jnp.asarray(widths, x.dtype), order)
 
-    mean = jnp.mean(jax.lax.map(along, directions))
+    return _power_mean(jax.lax.map(along, directions), jnp.full((num_projections,), 1.0 / num_projections), order)
+
+
+def _power_mean(values: Array, weights: Array, order: float) -> Array:
+    """(sum_i w_i v_i^order)^(1 / order) for v >= 0, at any scale and order."""
+    top = jax.lax.stop_gradient(jnp.max(values))
+    top = jnp.where(top > 0, top, jnp.ones_like(top))
+    mean = jnp.sum(weights.astype(values.dtype) * (values / top) ** order)
     equal = mean == 0  # the derivative at 0 is 0 and not infinite
-    return jnp.where(equal, 0.0, jnp.where(equal, 1.0, mean) ** (1.0 / order))
+    return jnp.where(equal, 0.0, top * jnp.where(equal, 1.0, mean) ** (1.0 / order))
 
 
 def mmd(x: Array, y: Array, *, bandwidth: Scalar | None = None) -> Array:
@@ -171,7 +179,7 @@ def _pair(x: Array, y: Array) -> tuple[Array, Array]:
         raise ValueError(
             f"two sets of samples must be [n, *shape] and [m, *shape] with n, m >= 1, got {x.shape} and {y.shape}."
         )
-    dtype = np.promote_types(np.promote_types(x.dtype, y.dtype), np.float32)
+    dtype = jnp.promote_types(algebra_dtype(x), algebra_dtype(y))
     return tuple(jnp.asarray(a.reshape(a.shape[0], -1), dtype) for a in (x, y))  # type: ignore[return-value]
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ntrk_jax.core import root
+from ntrk_jax.core import algebra_dtype, root
 from ntrk_jax.typing import Array
 
 __all__ = ["nearest_distance", "nearest_index"]
@@ -50,7 +49,7 @@ def _nearest(x: Array, reference: Array) -> tuple[Array, Array]:
         raise ValueError(
             f"samples and reference must be [n, *shape] and [m, *shape], got {x.shape} and {reference.shape}."
         )
-    dtype = np.promote_types(np.promote_types(x.dtype, reference.dtype), np.float32)
+    dtype = jnp.promote_types(algebra_dtype(x), algebra_dtype(reference))
     points, rows = (jnp.asarray(a.reshape(a.shape[0], -1), dtype) for a in (x, reference))
 
     def one(point: Array) -> tuple[Array, Array]:

@@ -4,7 +4,7 @@ Every statistic is turned into a normal score through its null law, so that |z| 
 
 - sums of squares of orthonormal coefficients are chi2: z = ((s/n)^(1/3) - 1 + 2/(9n)) / sqrt(2/(9n)), by Wilson
   and Hilferty;
-- correlations r of two strips of n numbers: Fisher's atanh(r) sqrt(n - 2) for a known mean;
+- correlations r of two strips of n numbers of known mean: Student's t, turned into a normal score by Wallace's formula;
 - skewness and kurtosis: D'Agostino (1970) and Anscombe and Glynn (1983);
 - Kolmogorov-Smirnov and the largest of K: the p-value p of the null law, z = -Phi^-1(p).
 
@@ -48,9 +48,10 @@ class Typicality(NamedTuple):
 
     @property
     def largest(self) -> Array:
-        """The largest |z| over the whole battery, []; infinite where a score is not finite."""
-        scores = jnp.abs(jnp.concatenate([z.reshape(-1) for z in self]))
-        return jnp.max(jnp.where(jnp.isfinite(scores), scores, jnp.inf))
+        """The largest |z| over the whole battery, []; infinite where a score is not finite. One a batch element."""
+        lead = jnp.shape(self.mean)
+        scores = jnp.abs(jnp.concatenate([jnp.reshape(z, (*lead, -1)) for z in self], axis=-1))
+        return jnp.max(jnp.where(jnp.isfinite(scores), scores, jnp.inf), axis=-1)
 
 
 def typicality(x: Array) -> Typicality:
@@ -63,7 +64,7 @@ def typicality(x: Array) -> Typicality:
     Raises:
         ValueError: if the array is empty.
 
-    References: Wilson and Hilferty 1931; Fisher 1915; D'Agostino 1970; Anscombe and Glynn 1983; Stephens 1970.
+    References: Wilson and Hilferty 1931; Wallace 1959; D'Agostino 1970; Anscombe and Glynn 1983; Stephens 1970.
 
     Example:
         >>> import jax

@@ -74,7 +74,8 @@ class FlaxDenoiser:
             raise TypeError("apply must be a function of (variables, x, t), got a module; pass module.apply.")
         require_called("schedule", self.schedule, "nk.schedules.VPCosine()")
         if self.kind not in tweedie.KINDS:
-            raise ValueError(f"kind must be one of {', '.join(tweedie.KINDS)}, got {self.kind!r}.")
+            given = repr(self.kind) if isinstance(self.kind, str) else f"a {type(self.kind).__name__}"
+            raise ValueError(f"kind must be one of {', '.join(tweedie.KINDS)}, got {given}.")
 
     def __call__(self, x: Sample, t: Scalar, cond: Any = None) -> Sample:
         """The Tweedie mean at (x, t)."""
@@ -162,6 +163,11 @@ def NnxDenoiser(
     from flax import nnx
 
     refuse_class("module", module)
+    if not isinstance(module, (tuple, nnx.Module)):
+        raise TypeError(
+            f"NnxDenoiser needs an NNX module, got {type(module).__name__}; for a linen module use "
+            "FlaxDenoiser(module.apply, kind, variables, schedule)."
+        )
     graphdef, state = module if isinstance(module, tuple) else nnx.split(module)
     if isinstance(state, nnx.State):
         state = nnx.to_pure_dict(state)

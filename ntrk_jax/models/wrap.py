@@ -224,6 +224,12 @@ class Counted:
         """What the wrapped reward declares."""
         return getattr(self.fn, "differentiable", True)
 
+    def __getattr__(self, name: str) -> Any:
+        """`quadratic`, if the wrapped reward has a closed form; nothing else."""
+        if name != "quadratic":
+            raise AttributeError(f"Counted has no attribute {name!r}.")
+        return self.fn.quadratic
+
     def __call__(self, *args: Any) -> Any:
         """The wrapped function's result."""
         return _counted(self.counter, self.fn, args)

@@ -79,21 +79,26 @@ class Weighted:
 
 
 def _add(total: tuple[Any, Any, Any], weight: Any, part: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-    """The sum total + weight * part, with P widened to a matrix where one of them is."""
-    p, b, c = total
-    q, d, e = part
+    """The sum total + weight * part, with P widened to a matrix where one of them is; on the host where it can be."""
+    given = [x for x in (*total, weight, *part) if x is not None]
+    xp = np if all(map(is_concrete, given)) else jnp
+    (p, b, c), (q, d, e) = ((None if part[0] is None else _number(xp, part[0]), *part[1:]) for part in (total, part))
+    w, b, c, d, e = (_number(xp, x) for x in (weight, b, c, d, e))
     if q is not None:
-        q = weight * jnp.asarray(q)
-        size = max(np.shape(q)[:1] + np.shape(p)[:1], default=0)
-        p = q if p is None else _square(p, size) + _square(q, size)
-    b, d = jnp.asarray(b).reshape(-1), weight * jnp.asarray(d).reshape(-1)
+        q = w * q
+        size = max(np.shape(q)[:1] + (() if p is None else np.shape(p)[:1]), default=0)
+        p = q if p is None else _square(xp, p, size) + _square(xp, q, size)
+    b, d = b.reshape(-1), w * d.reshape(-1)
     size = (max(b.size, d.size),)
-    return p, jnp.broadcast_to(b, size) + jnp.broadcast_to(d, size), c + weight * e
+    return p, xp.broadcast_to(b, size) + xp.broadcast_to(d, size), c + w * e
 
 
-def _square(p: Any, size: int) -> Array:
-    p = jnp.asarray(p)
-    return p * jnp.eye(size, dtype=p.dtype) if size and p.ndim == 0 else p
+def _number(xp: Any, x: Any) -> Any:
+    return np.asarray(x, np.float64) if xp is np else jnp.asarray(x)
+
+
+def _square(xp: Any, p: Any, size: int) -> Any:
+    return p * xp.eye(size, dtype=p.dtype) if size and p.ndim == 0 else p
 
 
 @pytree

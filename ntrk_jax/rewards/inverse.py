@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.rewards.analytic import common_dtype, flat
+from ntrk_jax.rewards.analytic import common_dtype, dot, flat
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Sample, Scalar
 
@@ -59,7 +59,7 @@ class LinearGaussian:
         dtype = common_dtype(matrix, x0)
         x0 = flat(x0, matrix.shape[1], dtype, "the operator's row")
         y = jnp.asarray(self.observation).astype(dtype)
-        return y - jnp.matmul(matrix.astype(dtype), x0, precision="highest")
+        return y - dot(matrix.astype(dtype), x0)
 
     def __call__(self, x0: Sample, /) -> Array:
         """The log-likelihood of one sample."""
@@ -69,10 +69,14 @@ class LinearGaussian:
         return -0.5 * jnp.sum((residual / std) ** 2) - 0.5 * size * jnp.log(2.0 * jnp.pi * std**2)
 
     def quadratic(self) -> tuple[Any, Any, Any]:
-        """(A'A, A'y, c) / noise_std^2: the same function as a quadratic form."""
-        a, y, std = jnp.asarray(self.operator), jnp.asarray(self.observation), jnp.asarray(self.noise_std)
-        dtype = common_dtype(a, y)
-        a, y, std = a.astype(dtype), y.astype(dtype), std.astype(dtype)
-        product = jnp.matmul(a.T, a, precision="highest") / std**2
-        constant = jnp.sum((y / std) ** 2) + y.size * jnp.log(2.0 * jnp.pi * std**2)
-        return product, jnp.matmul(a.T, y, precision="highest") / std**2, -0.5 * constant
+        """(A'A, A'y, c) / noise_std^2: the same function as a quadratic form, in float64 where all can be read.
+
+        Its terms are 1 / noise_std^2 times as large as what is left when they cancel.
+        """
+        parts = self.operator, self.observation, self.noise_std
+        xp = np if all(map(is_concrete, parts)) else jnp
+        dtype = np.float64 if xp is np else common_dtype(*map(jnp.asarray, parts[:2]))
+        a, y, std = (xp.asarray(part, dtype) for part in parts)
+        a, y = a / std, y / std
+        constant = xp.sum(y**2) + y.size * xp.log(2.0 * np.pi * std**2)
+        return dot(a.T, a), dot(a.T, y), -0.5 * constant

@@ -99,6 +99,9 @@ class HalfSpace:
     Cost: one inner product.
     Gradient: zero almost everywhere, so `differentiable` is False and methods that need one refuse this reward.
 
+    Raises:
+        ValueError: if a is zero or not finite, or the penalty is NaN.
+
     Example:
         >>> import jax.numpy as jnp
         >>> cliff = HalfSpace(jnp.array([1.0, 0.0]), threshold=0.5, penalty=4.0)
@@ -111,6 +114,13 @@ class HalfSpace:
     penalty: Scalar = 1.0
 
     differentiable = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is no plane and a penalty that is no number; an infinite one is a hard constraint."""
+        if is_concrete(self.a) and not (np.all(np.isfinite(np.asarray(self.a))) and np.any(np.asarray(self.a))):
+            raise ValueError("HalfSpace needs a finite normal a that is not zero.")
+        if is_concrete(self.penalty) and np.any(np.isnan(np.asarray(self.penalty))):
+            raise ValueError("the penalty of HalfSpace must be a number, got nan.")
 
     def __call__(self, x0: Sample, /) -> Array:
         """The reward of one sample."""

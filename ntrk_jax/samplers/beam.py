@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count
+from ntrk_jax.arguments import require_called, require_count
 from ntrk_jax.core import Evals, Info, Lookahead, Sampler, Step
 from ntrk_jax.samplers.population import any_bits, roll, start, streams, total
 from ntrk_jax.samplers.svdd import refuse_copies
@@ -89,6 +89,7 @@ class Beam:
         require_count(num_particles=num)
         if chunk is not None and (chunk < 1 or num % chunk):
             raise ValueError(f"chunk must divide num_particles={num}, got {chunk}.")
+        require_called("plan", self.plan, "Blocks()")
         look, kernel = getattr(self.sampler, "look", None), getattr(self.sampler, "kernel", None)
         if look is not None:
             refuse_copies(look, kernel if self.plan.copies else None)
@@ -238,12 +239,15 @@ class Pruned:
     copies = False
 
     def __post_init__(self) -> None:
-        """Refuse lists of different lengths."""
+        """Refuse lists of different lengths, times that do not fall and survivors that rise."""
         if np.shape(self.times) != np.shape(self.survivors) or np.ndim(self.times) != 1:
             raise ValueError(
                 f"Pruned needs one number of survivors for each time, got shapes {np.shape(self.survivors)} and "
                 f"{np.shape(self.times)}."
             )
+        known = all(map(is_concrete, (*self.times, *self.survivors)))
+        if known and (np.any(np.diff(self.times) >= 0) or np.any(np.diff(self.survivors) > 0)):
+            raise ValueError(f"Pruned times must fall and survivors not rise, got {self.times} and {self.survivors}.")
 
     def __call__(self, row: Array, step: Step, width: Array, num: int) -> tuple[Array, Array]:
         """The living paths; those that survive the times passed."""

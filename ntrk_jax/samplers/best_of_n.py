@@ -74,8 +74,11 @@ def draw(key: Key, state: Any) -> Any:
 
     For `BestOfN` it is the best particle. Works on the final state of any population sampler.
     """
-    if state.log_weights.ndim != 1:
-        raise ValueError(f"draw needs a population with log_weights [num_particles], got {state.log_weights.shape}.")
+    if state.log_weights.ndim != 1 or jnp.ndim(state.status):
+        raise ValueError(
+            f"draw needs one population, with log_weights [num_particles], got {state.log_weights.shape} and flags "
+            f"{jnp.shape(state.status)}; vmap it over a batch of populations."
+        )
     index = jax.random.categorical(key, state.log_weights)
     own = {"look", "log_weights", "memory", "ancestors", "untilted"} & set(state._fields)
     return state._replace(**{name: jax.tree.map(lambda a: a[index], getattr(state, name)) for name in own})

@@ -5,6 +5,7 @@ r"""What samplers of many particles share: their state, and how a single sampler
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -44,10 +45,10 @@ def require_particles(x: Array, num: int) -> None:
         raise ValueError(f"x must have shape [num_particles={num}, *shape], got {x.shape}; pass {num} initial noises.")
 
 
-def start(sampler: Sampler, key: Key, x: Array, first: Step, num: int) -> State:
+def start(sampler: Sampler, key: Key, x: Array, first: Step, num: int, chunk: int | None = None) -> State:
     """`num` independent starts of a single sampler; evaluations summed, flags joined, the other leaves [num, ...]."""
     require_particles(x, num)
-    states = jax.vmap(sampler.init, (0, 0, None))(jax.random.split(key, num), x, first)
+    states = _each(lambda item: sampler.init(item[0], item[1], first), (jax.random.split(key, num), x), num, chunk)
     return State(states.look, states.log_weights, total(states.evals), any_bits(states.status))
 
 
@@ -64,10 +65,13 @@ def advance(
         return roll(sampler, *item, step)
 
     keys, z = streams(sampler, key, look, num)
-    items = (keys, look, z)
-    many = chunk is not None and chunk < num
-    moved, info = jax.lax.map(one, items, batch_size=chunk) if many else jax.vmap(one)(items)
+    moved, info = _each(one, (keys, look, z), num, chunk)
     return moved.look, info.log_ratio, total(info.evals), any_bits(info.status)
+
+
+def _each(one: Callable[[Any], Any], items: Any, num: int, chunk: int | None) -> Any:
+    """`one` of each of `num` items, all at once or `chunk` of them at a time."""
+    return jax.vmap(one)(items) if chunk is None or chunk >= num else jax.lax.map(one, items, batch_size=chunk)
 
 
 def streams(sampler: Sampler, key: Key, look: Lookahead, num: int) -> tuple[Key, Array | None]:
@@ -143,14 +147,21 @@ def log_z(state: Any) -> Array:
     """The estimate of log Z = log E[exp(r / temperature)] that a population's weights carry, []; vmap for batches.
 
     Example:
-        >>> import jax.numpy as jnp, ntrk_jax as nk
-        >>> state = nk.State(None, jnp.log(jnp.array([0.5, 1.5])), None, None)
-        >>> abs(float(nk.samplers.log_z(state))) < 1e-6
-        True
+        >>> import jax, jax.numpy as jnp, ntrk_jax as nk
+        >>> smc = nk.SMC(nk.Look(lambda x, t: x, lambda x0: jnp.float32(1.0)), nk.kernels.DDIM(), num_particles=2)
+        >>> steps = nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(3))
+        >>> state, _ = nk.run(smc, jax.random.key(0), jnp.ones((2, 1)), steps)
+        >>> float(nk.samplers.log_z(state))
+        1.0
+
+    Raises:
+        ValueError: for a state that carries no evidence: of one sample, a batch of them, a search.
     """
-    if state.log_weights.ndim != 1:
-        shape = state.log_weights.shape
-        raise ValueError(f"log_z needs a population's log_weights [num_particles], got {shape}; vmap it over a batch.")
+    if not hasattr(state, "untilted") or state.log_weights.ndim != 1:
+        raise ValueError(
+            f"log_z needs the state of an SMC population, with log_weights [num_particles], got a "
+            f"{type(state).__name__} with {state.log_weights.shape}; vmap it over a batch."
+        )
     return log_mean_exp(state.log_weights)
 
 

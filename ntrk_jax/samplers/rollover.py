@@ -111,6 +111,8 @@ class RBF:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be searched."""
+        if not isinstance(self.grid, Step):
+            raise TypeError("RBF needs the rows of a grid; pass grid=nk.grid(schedule, times).")
         refuse_copies(self.look, self.kernel)
         refuse_missing_grad(self.look, self.guidance)
         refuse_no_noise(self.kernel, self.guidance)

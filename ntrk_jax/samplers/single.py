@@ -72,8 +72,10 @@ def refuse_missing_grad(look: Any, guidance: Any) -> None:
     refuse_class("guidance", guidance)
     if guidance is None:
         return
-    if not callable(guidance) or not hasattr(guidance, "needs_grad"):
-        raise TypeError(f"guidance must be a rule such as nk.guidance.NTRK(...), got {type(guidance).__name__}.")
+    if not (callable(guidance) and hasattr(guidance, "needs_grad") and hasattr(guidance, "exact")):
+        raise TypeError(
+            f"guidance must be a rule such as nk.guidance.NTRK(...), with needs_grad and exact, got {_name(guidance)}."
+        )
     if guidance.needs_grad and not look.grad:
         name = type(guidance).__name__
         raise ValueError(f"{name} reads the reward's gradient; use Look(model, reward, grad=True).")
@@ -86,11 +88,19 @@ def refuse_missing_grad(look: Any, guidance: Any) -> None:
         )
 
 
+def _name(part: Any) -> str:
+    """What a person called it: a function by its own name."""
+    inner = getattr(part, "fn", part)
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
 def refuse_no_noise(kernel: Any, guidance: Any) -> None:
     """Raise ValueError if a rule acts through the kernel's noise and the kernel has none, TypeError for no kernel."""
     refuse_class("kernel", kernel)
     if not callable(kernel):
-        raise TypeError(f"kernel must be a reverse kernel such as nk.kernels.DDIM(), got {type(kernel).__name__}.")
+        raise TypeError(f"kernel must be a reverse kernel such as nk.kernels.DDIM(), got {_name(kernel)}.")
+    if hasattr(kernel, "needs_grad"):
+        raise TypeError(f"kernel must be a reverse kernel such as nk.kernels.DDIM(), got the rule {_name(kernel)}.")
     without = not getattr(kernel, "stochastic", True)
     if without and getattr(guidance, "needs_noise", False):
         raise ValueError(

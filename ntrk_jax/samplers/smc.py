@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.arguments import require_count
+from ntrk_jax.arguments import refuse_class, require_called, require_count
 from ntrk_jax.core import Guidance, Info, Kernel, Resampler, Step, Stream
 from ntrk_jax.look import Look
 from ntrk_jax.potentials import Potential, Tempered
@@ -83,6 +83,12 @@ class SMC:
     def __post_init__(self) -> None:
         """Refuse what has no weights, and what the single sampler would refuse."""
         _ = self.single
+        refuse_class("potential", self.potential)
+        if not hasattr(self.potential, "init"):
+            raise TypeError(f"potential must be one such as potentials.Tempered(), got {self.potential!r}.")
+        for name, part, example in (("resample", self.resample, "resampling.SSP()"), ("when", self.when, "Spaced()")):
+            if part is not None:
+                require_called(name, part, example)
         refuse_weightless(self.look, self.kernel, self.guidance)
         require_count(num_particles=self.num_particles, chunk=1 if self.chunk is None else self.chunk)
 
@@ -93,7 +99,7 @@ class SMC:
 
     def init(self, key: Key, x: Array, first: Step) -> Population:
         """Looks at the initial noises, weighed by the first potential."""
-        state = start(self.single, key, x, first, self.num_particles)
+        state = start(self.single, key, x, first, self.num_particles, self.chunk)
         memory = self.potential.init(hopeful(state.look, first.sigma_t), first)
         weights, top, untilted, dead = tilted(jnp.zeros_like(memory.log_psi), memory.log_psi)
         own = jnp.arange(self.num_particles, dtype=jnp.int32)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.core import Evals, Info, Lookahead, Step
-from ntrk_jax.samplers.population import Population, any_bits, require_particles, tilted, total
+from ntrk_jax.samplers.population import Population, any_bits, hopeful, require_particles, tilted, total
 from ntrk_jax.samplers.smc import SMC
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
@@ -143,6 +143,8 @@ class WarmStart:
             x = jax.vmap(self.chain.propose, (0, 0, None))(keys[:, 0], seen, scale)
             new, spent, bits = jax.vmap(look)(keys[:, 1], x)
             ratio = jax.vmap(self.chain.log_accept, (0, 0, None))(new, seen, scale)
+            forbidden = jnp.isneginf(new.value) & jnp.isneginf(seen.value)
+            ratio = jnp.where(forbidden, jnp.zeros_like(ratio), ratio)  # a chain may leave where it may not be
             coins = jax.vmap(lambda k: jax.random.uniform(k, (), ratio.dtype))(keys[:, 2])
             accept = jnp.where(jnp.isfinite(ratio), jnp.log(coins) < ratio, jnp.isfinite(new.value))
             seen = jax.tree.map(lambda a, b: jnp.where(_wide(accept, a), a, b), new, seen)
@@ -156,8 +158,9 @@ class WarmStart:
         return self._weigh(pool, total(evals), any_bits(status), first)
 
     def _weigh(self, look: Lookahead, evals: Evals, status: Array, first: Step) -> Population:
-        memory = self.sampler.potential.init(look.value, first)
-        untilted = -look.value / jnp.asarray(self.chain.temperature, look.value.dtype)
+        value = hopeful(look, first.sigma_t)
+        memory = self.sampler.potential.init(value, first)
+        untilted = -value / jnp.asarray(self.chain.temperature, look.value.dtype)
         weights, top, untilted, dead = tilted(untilted, memory.log_psi)
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
         return Population(look, weights + top, evals, status | dead, memory, own, untilted)

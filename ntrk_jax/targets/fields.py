@@ -5,8 +5,8 @@ two image axes and X = F(x - mean),
 
     p(x) = prod_f N(X_f; 0, S_f),   S_f = 1 / (1 / P_f + precision),   P_f ~ scale^2 (|f|^2 + f_0^2)^(-exponent / 2),
 
-with f in cycles per image side, f_0 = 1, and P normalised so that every pixel has variance scale^2 before the precision
-is added. Noising keeps the basis: the variance of x_t at f is alpha^2 S_f + sigma^2 and
+with f in cycles per longer side of the image, f_0 = 1, and P normalised so that every pixel has variance scale^2 before
+the precision is added. Noising keeps the basis: the variance of x_t at f is alpha^2 S_f + sigma^2 and
 
     E[x_0 | x_t] = mean + F' alpha S / (alpha^2 S + sigma^2) F (x_t - alpha mean).
 
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.targets import tilted
-from ntrk_jax.tree import derived, is_concrete, pytree, static
+from ntrk_jax.tree import derived, pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
 
 __all__ = ["PowerLawField"]
@@ -111,12 +111,12 @@ class PowerLawField:
 
     def denoise(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Sample:
         """The Tweedie mean E[x_0 | x_t = x], of the shape and dtype of x."""
-        return _like(self._posterior_mean(*self._inputs(x, alpha, sigma)), x)
+        return tilted.like(self._posterior_mean(*self._inputs(x, alpha, sigma)), x)
 
     def score(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Sample:
         """The gradient of `log_prob_at` in x, of the shape and dtype of x."""
         off, spectrum, alpha, sigma = self._inputs(x, alpha, sigma)
-        return _like(-self._filter(1.0 / (alpha**2 * spectrum + sigma**2), off), x)
+        return tilted.like(-self._filter(1.0 / (alpha**2 * spectrum + sigma**2), off), x)
 
     def posterior(self, x: Sample, alpha: Scalar, sigma: Scalar) -> PowerLawField:
         """The law of x_0 given x_t = x: again such a field, with precision (alpha / sigma)^2 more."""
@@ -138,8 +138,6 @@ class PowerLawField:
         tilted.check_temperature(temperature)
         law = self.value_function(reward, temperature)
         p, slope = law.slope(self.mean())
-        if is_concrete(p) and tilted.all_concrete(self):
-            tilted.require_normalizable(1.0 + np.asarray(p) * np.asarray(self.spectrum))
         spread = self.spectrum / (1.0 + p * self.spectrum)
         centre = self.mean() + self._filter(spread, slope)
         mixture = PowerLawField(self.shape, self.exponent, self.scale, centre, self.precision + p)
@@ -155,7 +153,10 @@ class PowerLawField:
                 "a field is tilted in closed form by a quadratic reward whose precision is a number (it must keep the "
                 f"Fourier basis), got a matrix {p.shape}; use rewards.Quadratic(number, linear) or a GaussianMixture."
             )
-        return FieldValue(self, jnp.zeros((), b.dtype) if p is None else p, b.reshape(self.shape), c, temperature)
+        p = jnp.zeros((), b.dtype) if p is None else p
+        if tilted.all_concrete(self, p, temperature):
+            tilted.require_normalizable(1.0 + np.asarray(p) / np.asarray(temperature) * np.asarray(self.spectrum))
+        return FieldValue(self, p, b.reshape(self.shape), c, temperature)
 
     def expected_reward(self, reward: Any) -> Array:
         """E[r(x)] in closed form, []; see `targets.expected_reward`."""
@@ -232,7 +233,7 @@ class FieldValue:
         left = sigma**2 * spectrum / (alpha**2 * spectrum + sigma**2)
         p, slope = self.slope(mean)
         spread = 1.0 + p * left
-        gain = self.field._sum(self.field._power(slope) * left / spread - jnp.log(spread))
+        gain = self.field._sum(self.field._power(slope) * left / spread - jnp.log1p(p * left))
         return self.reward(mean) + 0.5 * jnp.asarray(self.temperature, mean.dtype) * gain
 
 
@@ -250,9 +251,3 @@ def _counts(shape: tuple) -> np.ndarray:
     if shape[1] % 2 == 0:
         counts[0, -1] = 1.0
     return counts
-
-
-def _like(out: Array, x: Any) -> Array:
-    """An answer in the shape of x, and in its dtype where that is floating."""
-    dtype = getattr(x, "dtype", out.dtype)
-    return out.reshape(jnp.shape(x)).astype(dtype if jnp.issubdtype(dtype, jnp.floating) else out.dtype)

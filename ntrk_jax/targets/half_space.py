@@ -15,12 +15,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtr, ndtri
 from jax.scipy.stats import norm
 
+from ntrk_jax.core import soft_mean
 from ntrk_jax.rewards import HalfSpace
 from ntrk_jax.targets.mixture import Conditioned, GaussianMixture
-from ntrk_jax.targets.tilted import contract
+from ntrk_jax.targets.tilted import all_concrete, contract, like
 from ntrk_jax.tree import derived, pytree
 from ntrk_jax.typing import Array, Key, Sample, Scalar
 
@@ -46,8 +48,12 @@ class HalfSpaceValue:
 
     def __call__(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Array:
         """The value at a noised sample, in the reward's units, []."""
-        logs = self.parts(x, alpha, sigma)[0]
-        return jnp.asarray(self.temperature, logs.dtype) * jax.nn.logsumexp(logs)
+        given = self.mixture.posterior(x, alpha, sigma)
+        z = _sides(given, self.reward)[0]
+        logs = jnp.concatenate([given.logits + norm.logcdf(z), given.logits + norm.logcdf(-z)])
+        low = -jnp.asarray(self.reward.penalty, logs.dtype)
+        rewards = jnp.concatenate([jnp.zeros_like(z), jnp.broadcast_to(low, z.shape)])
+        return soft_mean(rewards, self.temperature, logs)
 
     def parts(self, x: Sample, alpha: Scalar, sigma: Scalar) -> tuple[Array, Array, Array]:
         """log(w_k E_k), E*[x_0 | x_t, k] and P*(a.x_0 < threshold | x_t, k): [K], [K, d], [K]."""
@@ -115,9 +121,8 @@ class HalfSpaceTilt:
 
     def denoise(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Sample:
         """The Tweedie mean E[x_0 | x_t = x] under the tilted law, of the shape and dtype of x."""
-        x = jnp.asarray(x)
         logs, means, _ = HalfSpaceValue(self.mixture, self.reward, self.temperature).parts(x, alpha, sigma)
-        return contract("k,ki->i", jax.nn.softmax(logs), means).reshape(x.shape).astype(x.dtype)
+        return like(contract("k,ki->i", jax.nn.softmax(logs), means), x)
 
     def condition(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Conditioned:
         """What is known of x_0 given x_t = x; its `log_weights` are the components' shares where sigma = 0."""
@@ -127,12 +132,15 @@ class HalfSpaceTilt:
         """E[r(x)] for a half-space reward on the same side of the same plane, [].
 
         Raises:
-            TypeError: for any other reward.
+            TypeError: for any other reward. ValueError: for another plane.
         """
         if not isinstance(reward, HalfSpace):
             raise TypeError(f"the law knows the mean of half-space rewards, got {type(reward).__name__}.")
-        low = _tilted(self.mixture, self.reward, self.temperature)[2]
-        return -jnp.asarray(reward.penalty, low.dtype) * contract("k,k->", self.weights, low)
+        planes = [(r.a, r.threshold) for r in (reward, self.reward)]
+        if all_concrete(planes) and not all(map(np.array_equal, *planes)):
+            raise ValueError("the law knows the mean of half-space rewards of its own plane, got another; use draws.")
+        low = contract("k,k->", self.weights, _tilted(self.mixture, self.reward, self.temperature)[2])
+        return jnp.where(low > 0, -jnp.asarray(reward.penalty, low.dtype) * low, jnp.zeros_like(low))
 
 
 def _beyond(key: Key, edge: Array) -> Array:
@@ -147,14 +155,21 @@ def _beyond(key: Key, edge: Array) -> Array:
 @jax.jit
 def _tilted(law: GaussianMixture, reward: HalfSpace, temperature: Scalar) -> tuple[Array, Array, Array]:
     """log(w_k Z_k) [K], the means [K, d] and the mass below the threshold [K] of the tilted components of a law."""
-    dtype = law.means.dtype
-    a, threshold = jnp.asarray(reward.a, dtype).reshape(-1), jnp.asarray(reward.threshold, dtype)
-    drop = jnp.asarray(reward.penalty, dtype) / jnp.asarray(temperature, dtype)
-    turned = contract("kij,i->kj", law.eigenvectors, a)
-    slope = contract("kij,kj->ki", law.eigenvectors, law.eigenvalues * turned)
-    spread = jnp.sqrt(jnp.maximum(jnp.sum(turned**2 * law.eigenvalues, -1), 1e-24))
-    z = (contract("ki,i->k", law.means, a) - threshold) / spread
+    drop = jnp.asarray(reward.penalty, law.means.dtype) / jnp.asarray(temperature, law.means.dtype)
+    z, slope, spread = _sides(law, reward)
     above, below = norm.logcdf(z), norm.logcdf(-z) - drop
     logs = jnp.logaddexp(above, below)
     gain = -jnp.expm1(-drop) * jnp.exp(norm.logpdf(z) - logs) / spread
     return law.logits + logs, law.means + slope * gain[:, None], jnp.exp(below - logs)
+
+
+def _sides(law: GaussianMixture, reward: HalfSpace) -> tuple[Array, Array, Array]:
+    """Of a.x under each component: standard deviations from the threshold [K], S_k a [K, d], standard deviation [K]."""
+    dtype = law.means.dtype
+    if np.size(reward.a) != law.dim:
+        raise ValueError(f"the half-space must have as many entries as the law, {law.dim}, got {np.size(reward.a)}.")
+    a, threshold = jnp.asarray(reward.a, dtype).reshape(-1), jnp.asarray(reward.threshold, dtype)
+    turned = contract("kij,i->kj", law.eigenvectors, a)
+    slope = contract("kij,kj->ki", law.eigenvectors, law.eigenvalues * turned)
+    spread = jnp.sqrt(jnp.maximum(jnp.sum(turned**2 * law.eigenvalues, -1), 1e-24))
+    return (contract("ki,i->k", law.means, a) - threshold) / spread, slope, spread

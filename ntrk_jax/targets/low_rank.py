@@ -137,8 +137,7 @@ class LowRankMixture:
         """The Tweedie mean E[x_0 | x_t = x], of the shape and dtype of x; exactly x / alpha where sigma = 0."""
         given = self.condition(x, alpha, sigma)
         mean = given.anchor + contract("k,ki->i", jnp.exp(given.log_weights), given.means - given.anchor[None])
-        dtype = getattr(x, "dtype", mean.dtype)
-        return mean.reshape(jnp.shape(x)).astype(dtype if jnp.issubdtype(dtype, jnp.floating) else mean.dtype)
+        return tilted.like(mean, x)
 
     def condition(self, x: Sample, alpha: Scalar, sigma: Scalar) -> _Given:
         """The law of x_0 given x_t = x, component by component."""

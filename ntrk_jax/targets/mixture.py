@@ -140,14 +140,14 @@ class GaussianMixture:
         vectors = self.eigenvectors.astype(given.x.dtype)
         prior = contract("k,ki->i", weights, self.means.astype(given.x.dtype))
         moved = contract("kij,kj->i", vectors, weights[:, None] * given.gain * given.y)
-        return _like(jnp.where(given.clean, given.x / given.safe_alpha, prior) + moved, x)
+        return tilted.like(jnp.where(given.clean, given.x / given.safe_alpha, prior) + moved, x)
 
     def score(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Sample:
         """The gradient of `log_prob_at` in x, of the shape and dtype of x."""
         given = self.condition(x, alpha, sigma)
         vectors = self.eigenvectors.astype(given.x.dtype)
         pull = jnp.exp(given.log_weights)[:, None] * given.y / given.spread
-        return _like(-contract("kij,kj->i", vectors, pull), x)
+        return tilted.like(-contract("kij,kj->i", vectors, pull), x)
 
     def posterior(self, x: Sample, alpha: Scalar, sigma: Scalar) -> GaussianMixture:
         """The law of x_0 given x_t = x, itself a mixture (degenerate where sigma = 0). Cost: O(K d^3)."""
@@ -204,12 +204,15 @@ class GaussianMixture:
 
     def expected_reward(self, reward: Any) -> Array:
         """E[r(x)] in closed form, []; see `targets.expected_reward`."""
-        p, b, c = tilted.quadratic_of(reward, self.dim, self.means.dtype, jnp)
-        mean = contract("i,i->", b, self.mean()) + c
-        if p is None:
-            return mean
-        second = self.cov() + contract("i,j->ij", self.mean(), self.mean())
-        return mean - 0.5 * (p * jnp.trace(second) if p.ndim == 0 else contract("ij,ij->", p, second))
+        concrete = all_concrete(self, reward.quadratic() if hasattr(reward, "quadratic") else ())
+        xp, dtype = (np, np.float64) if concrete else (jnp, self.means.dtype)
+        p, b, c = tilted.quadratic_of(reward, self.dim, dtype, xp)
+        weights, means, covs = (xp.asarray(a, dtype) for a in (self.weights, self.means, self.covs))
+        each = contract("ki,i->k", means, b) + c
+        if p is not None:
+            p = p * xp.eye(self.dim, dtype=dtype) if p.ndim == 0 else p
+            each = each - 0.5 * (contract("ki,ij,kj->k", means, p, means) + contract("ij,kij->k", p, covs))
+        return jnp.asarray(contract("k,k->", weights / weights.sum(), each), self.means.dtype)
 
     @jax.jit
     def condition(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Conditioned:
@@ -273,13 +276,6 @@ class GaussianMixture:
         shift = contract("kij,j->ki", covs, b) / beta
         log_z = (contract("ki,i->k", means + 0.5 * shift, b) + c) / beta
         return means + shift, covs, log_z, (values, vectors)
-
-
-def _like(flat: Array, x: Any) -> Array:
-    """A flat answer in the shape of x, and in its dtype where that is floating."""
-    dtype = getattr(x, "dtype", flat.dtype)
-    out = flat.reshape(jnp.shape(x))
-    return out.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else out
 
 
 def _draw(labels: Array, z: Array, means: Array, values: Array, vectors: Array) -> Array:

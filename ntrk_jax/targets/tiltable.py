@@ -7,12 +7,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.rewards import HalfSpace
 from ntrk_jax.targets import tilted
 from ntrk_jax.targets.half_space import HalfSpaceTilt, HalfSpaceValue
 from ntrk_jax.targets.mixture import GaussianMixture
-from ntrk_jax.targets.planar import PlanarTilt, PlanarValue, component_integrals
-from ntrk_jax.tree import pytree
+from ntrk_jax.targets.planar import PlanarTilt, PlanarValue, component_integrals, refuse_coarse
+from ntrk_jax.tree import pytree, replace, static
 from ntrk_jax.typing import Array, Scalar
 
 __all__ = ["Tiltable"]
@@ -34,18 +35,20 @@ class Tiltable:
     |---|---|---|
     | linear or quadratic | any | the mixture's own closed form |
     | `rewards.HalfSpace` | any | closed form |
-    | any other | in the plane | quadrature, exact to about single precision |
+    | any other | in the plane | quadrature, to about single precision where it is smooth; per cent at a jump |
 
     It is the mixture in everything else: `sample`, `log_prob`, `denoise`, `score`, `condition`, ...
 
     Attributes:
         mixture: a `GaussianMixture`.
+        num_nodes: of the quadrature, along either axis of a component; as in `planar.PlanarValue`.
 
     Shapes: as those of the mixture.
     Cost: as those of the mixture; a tilt by quadrature is tabulated on the host, in about a second.
 
     Raises:
-        TypeError: by the methods below, for a reward that none of the rows covers.
+        TypeError: if the law is no `GaussianMixture`; by the methods below, for a reward that none of the rows covers.
+        ValueError: by the methods below, if the reward varies too fast for `num_nodes`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,10 +60,17 @@ class Tiltable:
     """
 
     mixture: GaussianMixture
+    num_nodes: int = static(default=41)
+
+    def __post_init__(self) -> None:
+        """Refuse other laws and no nodes."""
+        if not isinstance(self.mixture, GaussianMixture):
+            raise TypeError(f"Tiltable needs a GaussianMixture, got {type(self.mixture).__name__}.")
+        require_count(2, num_nodes=self.num_nodes)
 
     def __getattr__(self, name: str) -> Any:
         """What is not below is the mixture's."""
-        if name == "mixture" or name.startswith("__"):
+        if name in ("mixture", "num_nodes") or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.mixture, name)
 
@@ -69,8 +79,10 @@ class Tiltable:
         tilted.check_temperature(temperature)
         if _quadratic(reward):
             return self.mixture.tilt(reward, temperature)
-        made = PlanarTilt if self._planar(reward) else HalfSpaceTilt
-        law = made(self.mixture, reward, temperature)
+        if self._planar(reward):
+            law = PlanarTilt(self.mixture, reward, temperature, self.num_nodes)
+        else:
+            law = HalfSpaceTilt(self.mixture, reward, temperature)
         return tilted.Tilted(law, law.log_z)
 
     def value_function(self, reward: Any, temperature: Scalar = 1.0) -> Any:
@@ -78,14 +90,19 @@ class Tiltable:
         tilted.check_temperature(temperature, finite=True)
         if _quadratic(reward):
             return self.mixture.value_function(reward, temperature)
-        return (PlanarValue if self._planar(reward) else HalfSpaceValue)(self.mixture, reward, temperature)
+        if not self._planar(reward):
+            return HalfSpaceValue(self.mixture, reward, temperature)
+        value = PlanarValue(self.mixture, reward, temperature, self.num_nodes)
+        if tilted.all_concrete(value):
+            refuse_coarse(value)
+        return value
 
     def expected_reward(self, reward: Any) -> Array:
         """E[r(x)] under this law, []; see `targets.expected_reward`."""
         if _quadratic(reward):
             return self.mixture.expected_reward(reward)
         if not self._planar(reward):
-            return HalfSpaceTilt(self.mixture, reward, jnp.inf).expected_reward(reward)
+            return HalfSpaceTilt(self.mixture, replace(reward, penalty=0.0)).expected_reward(reward)
         means = component_integrals(self.mixture, reward, lambda x: jnp.zeros((), x.dtype), 1.0)
         return jnp.asarray(np.asarray(self.mixture.weights, np.float64) @ means, self.mixture.means.dtype)
 

@@ -114,11 +114,17 @@ def contract(spec: str, *arrays: Any) -> Any:
     return jnp.einsum(spec, *arrays, precision="highest")
 
 
+def like(flat: Array, x: Any) -> Array:
+    """A flat answer in the shape of x, and in its dtype where that is floating."""
+    dtype = getattr(x, "dtype", flat.dtype)
+    return flat.reshape(jnp.shape(x)).astype(dtype if jnp.issubdtype(dtype, jnp.floating) else flat.dtype)
+
+
 def quadratic_of(reward: Any, size: int, dtype: Any, xp: Any) -> tuple[Any, Any, Any]:
     """(P or None, b [size], c []) of a reward, as arrays of `xp`; P is [] or [size, size].
 
     Raises:
-        TypeError: if the reward does not answer `quadratic()`. ValueError: if its size is another.
+        TypeError: if the reward does not answer `quadratic()`. ValueError: if its size is another or it is not finite.
     """
     if not hasattr(reward, "quadratic"):
         raise TypeError(
@@ -126,12 +132,16 @@ def quadratic_of(reward: Any, size: int, dtype: Any, xp: Any) -> tuple[Any, Any,
             f"{type(reward).__name__}; use values.MonteCarlo or values.PlugIn for it."
         )
     p, b, c = reward.quadratic()
-    b, c = xp.asarray(b, dtype).reshape(-1), xp.asarray(c, dtype)
-    if b.size not in (1, size) or (p is not None and np.shape(p) not in ((), (size, size))):
+    if not (np.shape(b) == () or np.size(b) == size) or np.shape(p) not in ((), (size, size)) or np.shape(c) != ():
         raise ValueError(
-            f"the reward must have as many entries as the law, {size}, got {b.size} and precision {np.shape(p)}."
+            f"the reward must have as many entries as the law, {size}, and a number c, got {np.size(b)}, precision "
+            f"{np.shape(p)} and c {np.shape(c)}."
         )
-    return None if p is None else xp.asarray(p, dtype), xp.broadcast_to(b, (size,)), c
+    p = None if p is None else xp.asarray(p, dtype)
+    b, c = xp.asarray(b, dtype), xp.asarray(c, dtype)
+    if xp is np and not all(np.all(np.isfinite(part)) for part in (p, b, c) if part is not None):
+        raise ValueError("the reward must be finite, got NaN or infinite coefficients.")
+    return p, xp.broadcast_to(b.reshape(-1), (size,)), c
 
 
 def require_normalizable(smallest: Any) -> None:

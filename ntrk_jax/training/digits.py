@@ -273,9 +273,10 @@ def load_digits_model(path: str | os.PathLike | None = None) -> DigitsModel:
             raise ValueError("another format")
         return _assemble(_fill(_shapes(), found), record_json)
     except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        known = isinstance(error, OSError) or str(error).startswith(("no array", "another format"))
+        reason = str(error) if known else "unreadable"
         raise ValueError(
-            f"{path} is not a digits model ({reason}); make one with `ntrk train digits --out {path}`."
+            f"{path} is not a digits model ({reason}); make one with `ntrk train digits --out FILE.npz`."
         ) from None
 
 

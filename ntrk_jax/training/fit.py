@@ -196,6 +196,6 @@ def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{path} is not a checkpoint that fits this run ({reason[:200]}); "
-            "give another folder, or delete it to train from scratch."
+            "give another folder; one that a training run left half-written may be deleted."
         ) from None
     return out

@@ -10,7 +10,7 @@ the reward once a sample, chooses a step h, freezes the model as anchor and trai
 - Rounds are for tilts that no sample of the model shows yet. Each hands its errors to the next, smoothing whatever edge
   the reward has cut. So where the whole tilt leaves a fifth or more of the first samples effective, "auto" makes it in
   one weighted round, exact for any reward; otherwise it takes explicit rounds, whose anchor keeps the noise of few
-  effective samples out of the student, or implicit ones (`TiltPlan`).
+  effective samples out of the student, unless the rewards are skewed (`TiltPlan`).
 - Starts are even (`training.draws`), so that the shares of modes do not walk from round to round.
 - A model with moments (`models.MomentDenoiser`) is given those of the tilted samples before its student is trained.
 - The sets of the last `keep` rounds are used together: those of a_j are samples of p_a after weighing by
@@ -35,11 +35,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count, require_scalar
+from ntrk_jax.arguments import require_count, require_probability, require_scalar
 from ntrk_jax.resampling import systematic
 from ntrk_jax.training.draws import draw
 from ntrk_jax.training.fit import FitState, begin, finished, recovered, restore, save, stepper
-from ntrk_jax.training.tilt_weights import centred, effective_share, ess_step, explicit_error, pooled_weights
+from ntrk_jax.training.tilt_weights import centred, effective_share, ess_step, pooled_weights, skewness
 from ntrk_jax.training.tilting import TiltLoss
 from ntrk_jax.tree import Function, pytree, replace, static
 from ntrk_jax.typing import Array, Key, PyTree, Scalar
@@ -48,7 +48,7 @@ __all__ = ["TiltPlan", "TiltState", "denoise", "tilt"]
 
 MAX_ROUNDS = 256
 LEAP = 0.2
-ASTRAY = 0.5
+SKEWED, LOPSIDED, ENOUGH = 0.25, 1.0, 100
 _ESS = {"explicit": 0.7, "implicit": 0.6, "weighted": 0.6}
 
 
@@ -58,10 +58,10 @@ class TiltPlan:
 
     Attributes:
         method: "explicit", "implicit" or "weighted", or "auto": one weighted round where the whole tilt leaves a fifth
-            of the samples effective and neither `num_rounds` nor `ess` is given, else explicit ones, and implicit
-            where l and exp(l) - 1 differ by more than a half (root mean square): behind a cliff or in a long tail few
-            samples, which the effective size does not see, lead an explicit step astray. The weighted round has five
-            times `num_steps` at twice the `rate`, and half of its times below 0.3 of `noise`.
+            of the samples effective and neither `num_rounds` nor `ess` is given, else explicit ones. Skewed rewards,
+            as of a cliff or a quadratic, lead explicit steps astray: from a skewness of 0.25 on rounds are implicit,
+            and from 1 on a hundred effective samples are enough for the weighted round. It has five times `num_steps`
+            at twice the `rate`, and half of its times below 0.3 of `noise`.
         kind: as in `TiltLoss`.
         num_rounds: None to choose steps by `ess`. ess: the share of the effective sample size that a step keeps; None
             is 0.7 for "explicit", whose error grows with the step, and 0.6 for the others.
@@ -96,8 +96,8 @@ class TiltPlan:
         """Refuse what means nothing."""
         if self.method not in ("auto", *_ESS):
             raise ValueError(f"method must be one of auto, {', '.join(_ESS)}, got {self.method!r}.")
-        if self.ess is not None and not 0.0 < self.ess < 1.0:
-            raise ValueError(f"ess must lie between 0 and 1, got {self.ess}.")
+        if self.ess is not None:
+            require_probability("ess", self.ess)
         if self.num_rounds is not None and not 1 <= self.num_rounds <= MAX_ROUNDS:
             raise ValueError(f"num_rounds must be in 1 ... {MAX_ROUNDS}, got {self.num_rounds}.")
         TiltLoss(None, kind=self.kind)
@@ -116,6 +116,7 @@ class TiltState(NamedTuple):
     samples, rewards: of the last rounds, [keep, num_samples, *shape] and [keep, num_samples] in units of the
         temperature; at: the a they were drawn at, [keep], NaN where there are none yet.
     history: [256, 5], one row a round: a before, a after, share of effective samples, mean reward, last loss.
+    skewed: whether the rewards of any round so far were, [] bool.
     """
 
     model: Any
@@ -125,6 +126,7 @@ class TiltState(NamedTuple):
     rewards: Array
     at: Array
     history: Array
+    skewed: Array
 
 
 def tilt(
@@ -161,6 +163,7 @@ def tilt(
     state = TiltState(
         model, jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((*sets, *shape)), jnp.zeros(sets),
         jnp.full((plan.keep,), jnp.nan), jnp.full((MAX_ROUNDS, 5), jnp.nan),
+        jnp.zeros((), bool),
     )  # fmt: skip
     if checkpoint is not None and recovered(checkpoint).exists():
         state = restore(checkpoint, state)
@@ -198,7 +201,8 @@ def _round(key: Key, state: TiltState, reward: Any, temperature: float, plan: Ti
     weights = pooled_weights(np.asarray(state.rewards, np.float64), np.asarray(state.at, np.float64), a)
     rows = np.asarray(systematic(pick_key, jnp.log(jnp.asarray(weights.ravel(), jnp.float32)), weights.size))
     x_all, r_all = state.samples.reshape(-1, *shape)[rows], np.asarray(state.rewards, np.float64).ravel()[rows]
-    plan = _settled(plan, a, r_all, int(state.round))
+    skewed = bool(state.skewed) or abs(skewness(r_all)) > SKEWED
+    plan = _settled(plan, a, r_all, skewed)
     h = _step(r_all, 1.0 - a, plan, int(state.round))
     data = (x_all, jnp.asarray(centred(h * r_all, plan.method), jnp.float32))
     tilted = np.exp(h * r_all - np.max(h * r_all))
@@ -210,18 +214,18 @@ def _round(key: Key, state: TiltState, reward: Any, temperature: float, plan: Ti
     row = jnp.asarray([a, reached, share, mean, float(loss)], jnp.float32)
     return state._replace(
         model=model, reached=jnp.asarray(reached, jnp.float32), round=state.round + 1,
-        history=state.history.at[int(state.round)].set(row),
+        history=state.history.at[int(state.round)].set(row), skewed=jnp.asarray(skewed),
     )  # fmt: skip
 
 
-def _settled(plan: TiltPlan, a: float, rewards: np.ndarray, done: int = 0) -> TiltPlan:
+def _settled(plan: TiltPlan, a: float, rewards: np.ndarray, skewed: bool) -> TiltPlan:
     """The plan of this round, its method settled."""
     if plan.method != "auto":
         return plan
-    if a > 0.0 or (plan.num_rounds, plan.ess) != (None, None) or effective_share(rewards) < LEAP:
-        explicit = replace(plan, method="explicit")
-        astray = explicit_error(_step(rewards, 1.0 - a, explicit, done) * rewards) > ASTRAY
-        return replace(plan, method="implicit") if astray else explicit
+    share = effective_share(rewards)
+    shown = share >= LEAP or (abs(skewness(rewards)) > LOPSIDED and share * rewards.size >= ENOUGH)
+    if a > 0.0 or (plan.num_rounds, plan.ess) != (None, None) or not shown:
+        return replace(plan, method="implicit" if skewed else "explicit")
     more = {"num_steps": 5 * plan.num_steps, "rate": 2.0 * plan.rate, "decay": max(plan.decay, 0.998)}
     return replace(plan, method="weighted", num_rounds=1, noise=0.3 * plan.noise, **more)
 

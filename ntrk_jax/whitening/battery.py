@@ -82,7 +82,7 @@ def smooth(x: Array) -> Smooth:
     products = [_lagged(both, axis) for axis in range(x.ndim)] + [_crossed(both)]
     count = np.concatenate([p.count for p in products])
     dot, left, right = (jnp.concatenate(c, axis=1) for c in zip(*[p[:3] for p in products], strict=True))
-    z = scores.fisher_score(dot, left, right, count)
+    z = scores.correlation_score(dot, left, right, count)
     num_lagged = count.size - products[-1].count.size
     lagged, pairs = z[:, :num_lagged], z[:, num_lagged:]
     num_shared = 2 if pairs.shape[1] else 0

@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
 from ntrk_jax.varying import vary
@@ -119,6 +120,7 @@ class Certified:
         """Check the fields and make the tables."""
         if is_concrete(self.limit) and not bool(np.all(np.asarray(self.limit) >= 3)):
             raise ValueError(f"Certified needs limit >= 3, got {self.limit}; white noise itself reaches 4 often.")
+        require_count(max_steps=self.max_steps)
         sets = TypicalSet(self.shape, self.confidence, self.tolerance, self.max_sweeps)
         object.__setattr__(self, "shape", sets.shape)
         object.__setattr__(self, "sets", sets)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_probability
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key
 from ntrk_jax.whitening.inputs import direction, noise_input
@@ -52,8 +53,7 @@ class UnitNorm:
 
     def __post_init__(self) -> None:
         """Refuse a confidence that is not a probability."""
-        if not 0.0 < float(self.confidence) < 1.0:
-            raise ValueError(f"UnitNorm needs 0 < confidence < 1, got {self.confidence}; the usual one is 0.9999.")
+        require_probability("confidence of UnitNorm", self.confidence)
 
     def __call__(self, g: Array, key: Key | None = None) -> Array:
         """A direction of any scale, [*shape] -> [*shape] with norm sqrt(N)."""

@@ -2,7 +2,8 @@ r"""Normal scores: a statistic of white noise, turned into a number that is N(0,
 
 - sums of squares of n orthonormal coefficients are chi2_n: z = ((s/n)^(1/3) - 1 + 2/(9n)) / sqrt(2/(9n))
   (Wilson and Hilferty);
-- correlations r of two strips of n numbers of known mean: z = atanh(r) sqrt(n - 2) (Fisher);
+- correlations r of two strips of n numbers of known mean: r sqrt(v / (1 - r^2)) is Student's t with v = n - 1 degrees
+  of freedom, whose normal score is sign(r) (8v + 1) / (8v + 3) sqrt(-v log(1 - r^2)) (Wallace), good from v = 2 on;
 - skewness and kurtosis: the transformations of D'Agostino (1970) and of Anscombe and Glynn (1983);
 - Kolmogorov-Smirnov and the largest of K: the p-value p of the null law, z = -Phi^-1(p).
 
@@ -20,7 +21,7 @@ from ntrk_jax.typing import Array
 from ntrk_jax.whitening.sorting import sort_values
 
 __all__ = [
-    "chi2_score", "fisher_score", "ks_interval", "ks_score", "largest_score", "log_two_sided", "peak_amplitudes",
+    "chi2_score", "correlation_score", "ks_interval", "ks_score", "largest_score", "log_two_sided", "peak_amplitudes",
     "shape_scores",
 ]  # fmt: skip
 
@@ -33,12 +34,14 @@ def chi2_score(total: Array, dof: float | np.ndarray) -> Array:
     return (jnp.cbrt(total * scale) - middle) / width
 
 
-def fisher_score(dot: Array, squares_a: Array, squares_b: Array, count: np.ndarray) -> Array:
+def correlation_score(dot: Array, squares_a: Array, squares_b: Array, count: np.ndarray) -> Array:
     """The normal score of an uncentred correlation of `count` pairs, [..., k]."""
     tiny = jnp.asarray(1e-30, dot.dtype)
     r = dot * jax.lax.rsqrt(jnp.maximum(squares_a, tiny)) * jax.lax.rsqrt(jnp.maximum(squares_b, tiny))
-    width = jnp.asarray(np.broadcast_to(np.sqrt(count - 2.0), r.shape), dot.dtype)
-    return jnp.arctanh(jnp.clip(r, -0.999999, 0.999999)) * width
+    dof = count - 1.0
+    width = jnp.asarray(np.broadcast_to(np.sqrt(dof) * (8.0 * dof + 1.0) / (8.0 * dof + 3.0), r.shape), dot.dtype)
+    square = jnp.clip(r * r, 1e-12, 0.999999)
+    return r * jnp.sqrt(-jnp.log1p(-square) / square) * width
 
 
 def shape_scores(flat: Array) -> Array:

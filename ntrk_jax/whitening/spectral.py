@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_count
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key
 from ntrk_jax.whitening.inputs import Prepared, direction, noise_input
@@ -102,8 +103,7 @@ class Spectral:
 
     def __post_init__(self) -> None:
         """Refuse an empty block."""
-        if int(self.block) < 2:
-            raise ValueError(f"Spectral needs block >= 2, got {self.block}; 16 is usual.")
+        require_count(2, **{"block of Spectral, which serves any shape,": self.block})
 
     def __call__(self, g: Array, key: Key | None = None) -> Array:
         """A direction of any scale, [*shape]: normalised, then projected."""

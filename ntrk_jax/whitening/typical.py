@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_count, require_probability
 from ntrk_jax.core import algebra_dtype
 from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
@@ -103,8 +104,8 @@ class TypicalSet:
         object.__setattr__(self, "shape", shape)
         if not shape or min(shape) < 1:
             raise ValueError(f"TypicalSet needs a shape with sides of at least 1, got {shape}; pass e.g. (64, 64, 4).")
-        if not 0.0 < float(self.confidence) < 1.0:
-            raise ValueError(f"TypicalSet needs 0 < confidence < 1, got {self.confidence}; the usual one is 0.9999.")
+        require_probability("confidence of TypicalSet", self.confidence)
+        require_count(max_sweeps=self.max_sweeps)
         if is_concrete(self.tolerance) and not bool(np.all(np.asarray(self.tolerance) > 0)):
             raise ValueError(f"TypicalSet needs tolerance > 0, got {self.tolerance}; 0.01 is usual.")
         if not 1.0 <= self.relax < 2.0:
