@@ -57,7 +57,9 @@ def structured(shape):
         "quantised": np.round(white),
     }
     if channels > 2:
-        fields["signs times one channel"] = white[..., :1] * np.sign(rng.normal(size=channels))
+        flips = np.sign(rng.normal(size=channels))
+        flips[0] = -flips[-1]  # of one sign they would be equal channels
+        fields["signs times one channel"] = white[..., :1] * flips
         fields["rank 2"] = white[..., :2] @ rng.normal(size=(2, channels))
     return {name: jnp.asarray(field.reshape(shape), jnp.float32) for name, field in fields.items()}
 
