@@ -99,6 +99,24 @@ def test_equal_sets_are_at_distance_zero_with_a_finite_gradient():
     assert float(metrics.mmd(jnp.ones((4, 2)), jnp.ones((5, 2)))) == 0.0
 
 
+def test_distances_of_any_order_and_scale():
+    x = jax.random.normal(KEY(0), (50, 2))
+    with jax.enable_x64(True):
+        far, near = (metrics.sliced_wasserstein(KEY(1), *pair, order=60.0) for pair in ((x, x + 50), (x, x + 0.05)))
+        np.testing.assert_allclose(far, 1e3 * near, rtol=1e-4)
+    assert 50 < float(metrics.sliced_wasserstein(KEY(1), x, x + 50, order=60.0)) < 50 * 2**0.5
+    for scale in (1e20, 1e-25):
+        got = metrics.sliced_wasserstein(KEY(1), scale * x, scale * (x + 1))
+        np.testing.assert_allclose(got, scale * metrics.sliced_wasserstein(KEY(1), x, x + 1), rtol=1e-5)
+
+
+def test_samples_of_whole_numbers(recwarn):
+    x = jnp.arange(12).reshape(6, 2)
+    assert float(metrics.sliced_wasserstein(KEY(0), x, x + 1)) > 0.5
+    assert metrics.nearest_distance(x, x + 1).tolist()[0] == pytest.approx(2**0.5)
+    assert not recwarn
+
+
 def test_samples_that_are_no_numbers_are_at_no_distance():
     x = jax.random.normal(KEY(0), (4, 2))
     bad = x.at[0, 0].set(jnp.nan)

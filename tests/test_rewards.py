@@ -138,6 +138,28 @@ def test_the_tilt_by_a_likelihood_is_the_posterior():
         rewards.LinearGaussian(a, np.array(y), 0.0)
 
 
+def test_an_observation_of_little_noise_keeps_its_digits():
+    """Terms of size 1 / std^2 cancel: in float32 the evidence was off by 0.8, and log Z of a tilt with it."""
+    rng = np.random.default_rng(0)
+    root, a, y, std = rng.normal(size=(8, 8)), rng.normal(size=(3, 8)), rng.normal(size=3), 0.003
+    prior = targets.GaussianMixture(np.ones(1), rng.normal(size=(1, 8)), (root @ root.T / 8 + 0.1 * np.eye(8))[None])
+    mean, cov = (np.asarray(part[0], np.float64) for part in (prior.means, prior.covs))
+    a, y, std = (np.asarray(jnp.asarray(part), np.float64) for part in (a, y, std))
+    spread, off = a @ cov @ a.T + std**2 * np.eye(3), y - a @ mean
+    evidence = -0.5 * (off @ np.linalg.solve(spread, off) + np.linalg.slogdet(2 * np.pi * spread)[1])
+    after = mean + cov @ a.T @ np.linalg.solve(spread, off)
+    left = cov - cov @ a.T @ np.linalg.solve(spread, a @ cov)
+    square = np.sum((y - a @ after) ** 2) + np.trace(a @ left @ a.T)
+    expected = -0.5 * square / std**2 - 1.5 * np.log(2 * np.pi * std**2)
+    one = rewards.LinearGaussian(jnp.asarray(a), jnp.asarray(y), std)
+    for reward in (one, rewards.Weighted((one, one), (0.25, 0.75))):
+        tilted = targets.tilt(prior, reward)
+        np.testing.assert_allclose(tilted.log_normalizer, evidence, atol=2e-4)
+        np.testing.assert_allclose(tilted.mixture.means[0], after, atol=2e-5)
+        np.testing.assert_allclose(targets.value(prior, reward, 1.0, jnp.zeros(8), 0.0, 1.0), evidence, atol=2e-4)
+        np.testing.assert_allclose(targets.expected_reward(tilted.mixture, reward), expected, atol=0.02)
+
+
 def test_bad_forms_are_refused():
     with pytest.raises(ValueError, match="precision must be symmetric"):
         rewards.Quadratic(np.array([[1.0, 0.5], [0.0, 1.0]]), np.zeros(2))

@@ -103,8 +103,9 @@ def test_bad_fields_are_refused():
     field = targets.PowerLawField((4, 4))
     with pytest.raises(ValueError, match="a quadratic reward whose precision is a number"):
         targets.tilt(field, rewards.Quadratic(np.eye(16), np.zeros(16)))
-    with pytest.raises(ValueError, match="must be normalisable|every Fourier variance"):
-        targets.tilt(field, rewards.Quadratic(-5.0, np.zeros(16)))
+    for make in (targets.tilt, lambda law, reward: law.value_function(reward)):
+        with pytest.raises(ValueError, match="must be normalisable"):
+            make(field, rewards.Quadratic(-5.0, np.zeros(16)))
     with pytest.raises(ValueError, match="temperature must be positive"):
         targets.tilt(field, rewards.Linear(np.zeros(16)), -1.0)
     with pytest.raises(ValueError, match="x must be one sample of shape"):

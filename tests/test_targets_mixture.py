@@ -240,8 +240,12 @@ def test_bad_tilts_are_refused():
         targets.tilt(target, rewards.Linear(np.ones(2)), 0.0)
     with pytest.raises(TypeError, match="linear or quadratic"):
         targets.tilt(target, jnp.sum)
-    with pytest.raises(ValueError, match="as many entries as the law"):
-        targets.tilt(target, rewards.Linear(np.ones(3)))
+    for reward in (rewards.Linear(np.ones(3)), rewards.Linear(np.ones(1)), rewards.Linear(np.ones(2), np.ones(3))):
+        with pytest.raises(ValueError, match="as many entries as the law"):
+            targets.tilt(target, reward)
+    for reward in (rewards.Linear(np.array([1.0, np.nan])), rewards.Quadratic(1.0, np.full(2, np.inf))):
+        with pytest.raises(ValueError, match="the reward must be finite"):
+            targets.tilt(target, reward)
 
 
 def test_skewed_problems_are_tilted_visibly():

@@ -158,7 +158,79 @@ def test_a_sum_of_other_rewards_is_one_of_them():
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_a_jump_by_quadrature_has_the_value_and_the_gradient_of_its_closed_form():
+    law, cliff = targets.Tiltable(targets.skewed(2).mixture), rewards.HalfSpace(jnp.array([1.0, 0.5]), 0.7, 3.0)
+    both = [jax.jit(law.value_function(r)) for r in (cliff, rewards.Weighted((cliff,), (1.0,)))]
+    for alpha, sigma in ((0.1, 0.995), (0.6, 0.8), (0.95, 0.3)):
+        for function, tolerance in ((lambda f: f, 0.02), (jax.grad, 0.02)):
+            exact, got = (function(f)(jnp.asarray(POINT), alpha, sigma) for f in both)
+            np.testing.assert_allclose(got, exact, rtol=tolerance, atol=0.01)
+    assert np.all(np.isfinite(jax.grad(both[1])(jnp.asarray(POINT), 1.0, 0.0)))
+
+
+@pytest.mark.parametrize("temperature", [1e5, 1e8])
+def test_values_at_high_temperatures_are_the_mean_reward(temperature):
+    law, x = targets.Tiltable(targets.skewed(2).mixture), jnp.asarray(POINT)
+    draws, _ = law.posterior_draws(jax.random.key(0), x, 0.6, 0.8, 20_000)
+    for reward in (rewards.HalfSpace(jnp.array([1.0, 0.5]), 0.7, 3.0), rewards.Ring(2.0, 1.0)):
+        got, seen = float(targets.value(law, reward, temperature, x, 0.6, 0.8)), jax.vmap(reward)(draws)
+        assert abs(got - float(seen.mean())) < 4 * float(seen.std()) / 20_000**0.5 + 1e-3
+    field = targets.PowerLawField((8, 8))
+    value, image = field.value_function(rewards.Quadratic(0.3, np.ones((8, 8))), temperature), jnp.ones((8, 8))
+    posterior = field.posterior(image, 0.6, 0.8)
+    mean = posterior.expected_reward(rewards.Quadratic(0.3, np.ones((8, 8))))
+    np.testing.assert_allclose(value(image, 0.6, 0.8), mean, rtol=1e-4)
+
+
+def test_a_hard_constraint_leaves_the_rest_of_the_law():
+    law, hard = targets.Tiltable(targets.skewed(2).mixture), rewards.HalfSpace(jnp.array([1.0, 0.5]), 0.7, jnp.inf)
+    tilted = targets.tilt(law, hard)
+    share = np.exp(float(tilted.log_normalizer))
+    draws = law.sample(jax.random.key(1), 20_000)
+    assert abs(float(jnp.mean(jax.vmap(hard)(draws) == 0)) - share) < 4 * 0.5 / 20_000**0.5
+    assert (float(tilted.mixture.expected_reward(hard)), float(targets.expected_reward(law, hard))) == (0.0, -np.inf)
+    far = targets.GaussianMixture(
+        np.full(2, 0.5), np.array([[-9.0, 0.0], [3.0, 0.0]]), np.tile(0.04 * np.eye(2), (2, 1, 1))
+    )
+    wall = rewards.Weighted((rewards.HalfSpace(jnp.array([1.0, 0.0]), -2.9, jnp.inf),), (1.0,))
+    by_table = targets.tilt(targets.Tiltable(far), wall)
+    np.testing.assert_allclose(by_table.log_normalizer, np.log(0.5), atol=1e-6)
+    assert np.all(np.asarray(by_table.mixture.sample(jax.random.key(0), 100))[:, 0] > 0)
+
+
+def test_a_grid_too_coarse_for_its_reward_is_refused():
+    wide = targets.GaussianMixture(np.ones(1), np.zeros((1, 2)), 9 * np.eye(2)[None])
+    thin, noise = rewards.Ring(3.0, 0.1), (jnp.zeros(2), 0.0, 1.0)
+    with pytest.raises(ValueError, match="they miss log Z by 0.67; give Tiltable a larger num_nodes"):
+        targets.Tiltable(wide).value_function(thin)
+    fine = targets.Tiltable(wide, num_nodes=161)
+    exact = float(targets.tilt(fine, thin).log_normalizer)
+    np.testing.assert_allclose(fine.value_function(thin)(*noise), exact, atol=0.01)
+
+
+def test_answers_have_the_shape_of_the_question_and_floats_for_integers():
+    law = targets.Tiltable(targets.skewed(2).mixture)
+    for reward in (rewards.HalfSpace(jnp.array([1.0, 0.5]), 0.7, 3.0), rewards.Ring(2.0, 1.0)):
+        tilted = targets.tilt(law, reward).mixture
+        whole = tilted.denoise(jnp.array([[1, 2]]), 0.6, 0.8)
+        assert whole.shape == (1, 2)
+        np.testing.assert_allclose(whole[0], tilted.denoise(jnp.array([1.0, 2.0]), 0.6, 0.8), rtol=1e-6)
+
+
 def test_what_cannot_be_tilted():
+    one = targets.skewed(2).mixture
+    for law in (targets.PowerLawField((4, 4)), None, one.means):
+        with pytest.raises(TypeError, match="Tiltable needs a GaussianMixture"):
+            targets.Tiltable(law)
+    cliff = rewards.HalfSpace(jnp.array([1.0, 0.5]), 0.7, 3.0)
+    for law in (targets.tilt(targets.Tiltable(one), cliff).mixture,):
+        with pytest.raises(ValueError, match="of its own plane"):
+            law.expected_reward(nk.replace(cliff, threshold=-1.0))
+    for bad, words in ((np.zeros(2), "normal a that is not zero"), (np.array([1.0, np.nan]), "finite normal")):
+        with pytest.raises(ValueError, match=words):
+            rewards.HalfSpace(bad)
+    with pytest.raises(ValueError, match="must have as many entries as the law, 2, got 3"):
+        targets.tilt(targets.Tiltable(one), rewards.HalfSpace(np.ones(3)))
     deep = targets.Tiltable(targets.skewed(3).mixture)
     with pytest.raises(TypeError, match="in 3 dimensions .* got Ring"):
         targets.tilt(deep, rewards.Ring(1.0, 1.0))
