@@ -254,6 +254,24 @@ def test_a_round_moves_the_moments_to_the_tilt_and_the_network_is_left_alone():
     np.testing.assert_allclose(done[1:, 0], done[:-1, 1])
 
 
+@pytest.mark.slow
+def test_skewed_rewards_are_tilted_by_implicit_rounds_from_the_first_to_the_last():
+    """The tail of a quadratic weighs too much in explicit steps: the law ends beyond its mean, or blows up."""
+    x = jax.random.normal(key(), (2048, 2))
+    model = moment_network(key(), x, nk.schedules.VPCosine(), width=32, hidden=32, depth=2)
+    means = {}
+    for method in ("auto", "explicit"):
+        plan = TiltPlan(method, num_samples=1024, num_steps=150, batch_size=256, num_draw_steps=24, num_others=31)
+        state = tilt(jax.random.key(1), model, lambda x: -4.0 * (x[0] - 3.5) ** 2, (2,), plan=plan)
+        draws = draw(jax.random.key(9), state.model, 2048, (2,), 48)
+        means[method] = float(draws[:, 0].mean())
+        if method == "auto":
+            assert bool(state.skewed)
+            assert float(draws[:, 0].std()) == pytest.approx(1 / 3, abs=0.04)
+    assert means["auto"] == pytest.approx(28 / 9, abs=0.05)
+    assert means["explicit"] > 28 / 9 + 0.1  # negative control
+
+
 def test_host_rewards_are_asked_once_a_sample_and_nothing_recompiles(tmp_path):
     model, _ = gaussian_model()
     asked = []
