@@ -56,7 +56,11 @@ class ValueOnly:
         (lambda: nk.methods.tds(model, total, num_particles=2.5), ValueError, "num_particles must be at least 1"),
         (lambda: nk.methods.tds(model, total, temperature=0.0), ValueError, "temperature must be positive, got 0.0"),
         (lambda: nk.methods.das(model, total, temperature=-1.0), ValueError, "temperature must be positive, got -1.0"),
-        (lambda: nk.samplers.log_z(nk.State(None, jnp.zeros(()), None, None)), ValueError, "needs a population's"),
+        (
+            lambda: nk.samplers.log_z(nk.State(None, jnp.zeros(()), None, None)),
+            ValueError,
+            "needs the state of an SMC population",
+        ),
         (
             lambda: nk.guidance.NTRK(nk.whitening.UnitNorm),
             TypeError,
