@@ -59,7 +59,7 @@ class ValueOnly:
         (
             lambda: nk.samplers.log_z(nk.State(None, jnp.zeros(()), None, None)),
             ValueError,
-            "needs the state of an SMC population",
+            "state of an SMC population",
         ),
         (
             lambda: nk.guidance.NTRK(nk.whitening.UnitNorm),
