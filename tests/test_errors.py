@@ -24,6 +24,15 @@ def single(**kwargs):
     return nk.Single(nk.Look(model, total, grad=True), nk.kernels.DDIM(), **kwargs)
 
 
+def smc(**parts):
+    return nk.SMC(nk.Look(model, total), nk.kernels.DDIM(), **parts)
+
+
+def exact(temperature):
+    law, reward = nk.targets.skewed(2)
+    return nk.values.Exact(law, nk.schedules.VPCosine(), reward, temperature)
+
+
 class ValueOnly:
     differentiable = False
 
@@ -56,11 +65,25 @@ class ValueOnly:
         (lambda: nk.methods.tds(model, total, num_particles=2.5), ValueError, "num_particles must be at least 1"),
         (lambda: nk.methods.tds(model, total, temperature=0.0), ValueError, "temperature must be positive, got 0.0"),
         (lambda: nk.methods.das(model, total, temperature=-1.0), ValueError, "temperature must be positive, got -1.0"),
+        (lambda: nk.methods.das(model, total, schedule=None), ValueError, "temper by .*; schedule is for tds and fk"),
+        (lambda: nk.methods.fk_max(model, total, schedule="auto"), ValueError, "'max' builds up by itself"),
+        (lambda: nk.methods.fk(model, total, potential="diff"), ValueError, "'max' or 'sum', got 'diff'"),
+        (lambda: smc(resample=nk.resampling.Systematic), TypeError, "resample must be an object.*class Systematic"),
+        (lambda: smc(potential=0.5), TypeError, "potential must be one such as .*got 0.5"),
+        (lambda: smc(when=0.5), TypeError, "when must be one such as Spaced.*got 0.5"),
+        (lambda: nk.Look(model, nk.rewards.Linear), TypeError, "reward must be an object, got the class Linear"),
+        (lambda: nk.Single(nk.Look(model), nk.guidance.DPS(1.0)), TypeError, "reverse kernel .*got the rule DPS"),
+        (
+            lambda: nk.methods.calibrated(model, total, (2,), temperature=0.5, value=exact(2.0)),
+            ValueError,
+            "made for temperature 2.0, and the method aims at 0.5",
+        ),
         (
             lambda: nk.samplers.log_z(nk.State(None, jnp.zeros(()), None, None)),
             ValueError,
             "state of an SMC population",
         ),
+        (lambda: nk.samplers.log_z(nk.State(None, jnp.zeros(4), None, None)), ValueError, "got a State with .4,"),
         (
             lambda: nk.guidance.NTRK(nk.whitening.UnitNorm),
             TypeError,
@@ -93,6 +116,15 @@ def test_build_time(build, error, message):
         build()
 
 
+class Bare:
+    """A rule that returns the shift itself."""
+
+    needs_grad, exact = False, True
+
+    def __call__(self, look, base, step, *, key, probe):
+        return 0.1 * look.x0
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -108,6 +140,21 @@ def test_build_time(build, error, message):
             lambda: nk.draw(jax.random.key(0), nk.run(single(), jax.random.key(0), X, STEPS)[0]),
             ValueError,
             "population",
+        ),
+        (
+            lambda: nk.draw(jax.random.key(0), nk.State(None, jnp.zeros(5), None, jnp.zeros(5, int))),
+            ValueError,
+            "needs one population.*vmap it over a batch",
+        ),
+        (
+            lambda: nk.run(nk.Single(nk.Look(model), lambda look, step: (look.x0, 1.0)), jax.random.key(0), X, STEPS),
+            TypeError,
+            "a kernel must return nk.Gaussian.*got tuple",
+        ),
+        (
+            lambda: nk.run(single(guidance=Bare()), jax.random.key(0), X, STEPS),
+            TypeError,
+            "a rule must return nk.Tilt",
         ),
     ],
 )

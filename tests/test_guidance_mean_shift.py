@@ -80,6 +80,12 @@ def test_special_points_of_tfg(name, pairs):
     assert np.max(np.abs(smooth[0] - plain[0])) > 1e-3
 
 
+def test_a_strength_is_a_number_or_a_function_of_the_row():
+    step = row(CURVE)
+    assert guidance.base.strength_at(0.3, step) == 0.3
+    assert float(guidance.base.strength_at(lambda at: 2.0 * at.sigma_t, step)) == 2.0 * float(step.sigma_t)
+
+
 def test_freedom_moves_x0_by_a_share_of_its_noise():
     mean, seen, base, step = shift(guidance.FreeDoM(0.1))
     noise = (seen.x - step.alpha_t * seen.x0) / step.alpha_t  # the noise in x_t / alpha_t

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from flax.core import FrozenDict
 
-from ntrk_jax import config, schedules, tweedie
+from ntrk_jax import Look, config, schedules, tweedie
 from ntrk_jax.models import Cast, ClassifierFree, FlaxDenoiser, NnxDenoiser
 from ntrk_jax.models.nets import MLP
 from ntrk_jax.tree import replace
@@ -141,6 +141,13 @@ def test_float64_samples_through_float32_weights():
 def test_bad_kind():
     with pytest.raises(ValueError, match="kind must be one of"):
         FlaxDenoiser(lambda w, x, t: x, "noise", {}, FLOW)
+
+
+def test_networks_are_not_taken_for_denoisers_nor_for_one_another():
+    with pytest.raises(TypeError, match="model must be a denoiser .* got a network; say what it predicts"):
+        Look(filled())
+    with pytest.raises(TypeError, match="needs an NNX module, got Linen; for a linen module use FlaxDenoiser"):
+        NnxDenoiser(Linen(), "x0", FLOW)
 
 
 def test_labels_are_whole_numbers_where_nothing_is_traced():

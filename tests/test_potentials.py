@@ -93,3 +93,5 @@ def test_what_cannot_be_is_refused():
         potentials.Adaptive(1.0, target=1.0)
     with pytest.raises(ValueError, match="'reward', 'max' or 'sum', got 'mean'"):
         potentials.Accumulated(1.0, "mean")
+    with pytest.raises(TypeError, match="schedule must be one such as potentials.Geometric.*got 0.5"):
+        potentials.Tempered(schedule=0.5)

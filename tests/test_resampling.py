@@ -47,6 +47,23 @@ def test_expected_offspring_is_k_times_the_weight(scheme):
         assert np.all(counts.var(0) <= multinomial * 1.05 + 1e-9)
 
 
+def test_strata_draw_independently():
+    """A stratum gives particle i a child or none: a coin that falls with the share of the stratum which i holds."""
+    ends, strata = len(WEIGHTS) * np.cumsum(WEIGHTS)[:, None], np.arange(len(WEIGHTS))[None]
+    starts = ends - len(WEIGHTS) * WEIGHTS[:, None]
+    shares = np.maximum(np.minimum(ends, strata + 1) - np.maximum(starts, strata), 0.0)
+    variance = np.sum(shares * (1 - shares), axis=1)
+
+    def deviation(scheme):
+        with np.errstate(divide="ignore"):
+            counts = offspring(scheme, jnp.log(jnp.asarray(WEIGHTS, jnp.float32)))
+        squares = np.square(counts - len(WEIGHTS) * WEIGHTS)
+        return np.max(np.abs(squares.mean(0) - variance) / np.maximum(squares.std(0) / np.sqrt(NUM), 1e-6))
+
+    assert deviation(resampling.Stratified()) < 4.5
+    assert deviation(resampling.Systematic()) > 20, "one offset for all strata must fail this"
+
+
 @pytest.mark.parametrize("num", [3, 1000])
 def test_rows_of_any_number_are_drawn_evenly(num):
     with np.errstate(divide="ignore"):
@@ -112,6 +129,8 @@ def test_weights_are_carried_until_the_effective_sample_size_falls():
     assert np.sum(np.asarray(parents) == 0) >= 3
     with pytest.raises(ValueError, match=r"threshold is a share of the population in \[0, 1\], got 2"):
         resampling.WhenESS(resampling.Systematic(), 2.0)
+    with pytest.raises(TypeError, match="scheme must be an object, got the class SSP"):
+        resampling.WhenESS(resampling.SSP)
 
 
 @pytest.mark.parametrize("num_steps", [20, 50, 100])

@@ -43,6 +43,15 @@ def test_svdd_with_one_candidate_is_the_single_sampler():
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def test_svdd_at_a_temperature_is_that_of_the_reward_divided_by_it():
+    x, reward = noise(NUM), Near()
+    warm = RUN(SVDD(look(), KERNEL, temperature=4.0), keys(), x, steps())[0]
+    scaled = RUN(SVDD(look(lambda x0: 0.25 * reward(x0)), KERNEL), keys(), x, steps())[0]
+    np.testing.assert_allclose(warm.look.x, scaled.look.x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(warm.log_weights, scaled.log_weights, rtol=1e-5, atol=1e-6)
+    assert np.min(np.abs(warm.log_weights)) > 1e-3, "what was chosen carries a weight"
+
+
 def test_code_with_blocks_of_one_row_is_svdd_argmax():
     x = noise(NUM)
     code = RUN(Beam(single(), Blocks(1)), keys(), jnp.repeat(x[:, None], 4, axis=1), steps())[0]
@@ -230,6 +239,10 @@ def test_rewards_that_live_on_the_host_are_enough():
         (lambda: SVDD(look(), KERNEL, num_particles=0), "at least 1"),
         (lambda: Beam(single(), Blocks(), 4, 3), "chunk must divide num_particles=4"),
         (lambda: Beam(single(), Blocks(), 0), "num_particles must be at least 1 .*got 0"),
+        (lambda: nk.methods.code(Shrink(), Near(), keep=2), "CoDe keeps one path; use beam"),
+        (lambda: nk.methods.beam(Shrink(), Near(), num_particles=4, keep=6), "below num_particles=4, got 6"),
+        (lambda: nk.methods.ttsnap(Shrink(), Near(), times=(0.45, 0.7, 0.9)), "times must fall"),
+        (lambda: nk.methods.ttsnap(Shrink(), Near(), fractions=(1.4, 0.5, 0.5)), r"fractions must lie in \(0, 1\]"),
         (lambda: Blocks(0), "size must be at least 1"),
         (lambda: Widening(share=0.0), "share must lie in"),
         (lambda: Pruned((0.5, 0.2), (3,)), "one number of survivors for each time"),

@@ -47,6 +47,10 @@ def test_times_of_the_circle():
     assert np.all(np.diff(times) < 0)
 
 
+def test_diffusion_rises_with_the_square_of_time():
+    assert float(nk.samplers.Rising(3.0)(0.5)) == 0.75
+
+
 def test_every_sample_spends_exactly_the_budget_and_more_budget_gives_more_reward():
     means = []
     for num in (1, 6):
@@ -180,3 +184,15 @@ def test_rollouts_and_grids_are_not_taken_for_each_other():
         nk.BestOfN(nk.methods.fk(Shrink(), Near(), (3,)))
     with pytest.raises(ValueError, match="at least one row"):
         nk.run(path, jax.random.key(0), jnp.ones(3), grid.rows(2, 2))
+
+
+def test_rollouts_and_grids_taken_for_each_other_are_flagged_where_they_cannot_be_read():
+    def model(x, t):  # without a schedule, which would tell
+        return 0.5 * x
+
+    rows, counted = nk.grid(PATH, nk.grids.uniform(5)), rollouts(5)
+    tree = nk.methods.dts(model, Near(), SHAPE, grid=nk.grid(PATH, nk.grids.uniform(4)), num_rollouts=5)
+    run = jax.jit(nk.run)
+    for sampler, right, wrong in ((tree, counted, rows), (nk.Single(nk.Look(model), KERNEL), rows, counted)):
+        flags = [run(sampler, jax.random.key(0), jnp.ones(3), steps)[0].status for steps in (right, wrong)]
+        assert [int(flag) & nk.Status.WRONG_GRID for flag in flags] == [0, nk.Status.WRONG_GRID]

@@ -75,6 +75,52 @@ def test_weights_that_are_not_resampled_are_those_of_the_whole_paths():
     np.testing.assert_array_equal(states.ancestors, np.broadcast_to(np.arange(8), (8, 8)))
 
 
+def test_what_is_reported_of_a_population_is_weighted():
+    state, (states, info) = go(smc(NEVER, potential=nk.potentials.Tempered(TEMPERATURE)), 2)
+    logs, values = (np.asarray(a, np.float64) for a in (states.log_weights, states.look.value))
+    shares = np.exp(logs - logs.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    np.testing.assert_allclose(info.value, (shares * values).sum(1), rtol=1e-4)
+    assert np.max(np.abs(values.mean(1) - info.value)) > 0.1
+    assert float(nk.samplers.ess_of(state)) == pytest.approx(1 / np.sum(shares[-1] ** 2), rel=1e-4)
+
+
+def test_a_population_is_resampled_only_where_it_is_asked_to_be():
+    when = nk.resampling.Spaced(0.25)
+    _, (states, _) = go(smc(ALWAYS, when=when), 15)
+    wanted, moved = np.asarray(jax.vmap(when)(STEPS)), np.any(states.ancestors != np.arange(8)[None], axis=1)
+    assert not np.any(moved[~wanted])
+    assert np.any(moved[wanted])
+
+
+def test_proposals_climb_as_much_of_the_value_as_is_weighed():
+    """The same noise with guidance and without: x moves by gamma(s) std^2 grad / temperature, here at s = 1/2."""
+    rows, x = STEPS.rows(3, 4), jax.random.normal(jax.random.key(16), (8, 3))
+    guided, plain = (go(smc(NEVER, guidance=rule), 16, steps=rows)[0].look.x for rule in (SHIFT, None))
+    row = jax.tree.map(lambda a: a[0], rows)
+    seen, _, _ = jax.vmap(LOOK, (None, 0, None))(jax.random.key(0), x, row.t)
+    std = np.asarray(jax.vmap(DDIM, (0, None))(seen, row).std)[:, None]
+    np.testing.assert_allclose(guided - plain, (1.008**50 - 1) * std**2 * seen.grad / TEMPERATURE, atol=1e-5)
+    assert np.min(np.max(np.abs(guided - plain), axis=1)) > 0.01
+
+
+def test_methods_have_the_potentials_that_they_are_named_for():
+    potentials, methods, spaced = nk.potentials, nk.methods, nk.resampling.Spaced()
+    built = {
+        methods.fk: potentials.Tempered(TEMPERATURE),
+        functools.partial(methods.fk, potential="reward"): potentials.Accumulated(TEMPERATURE, "reward", spaced),
+        methods.fk_max: potentials.Accumulated(TEMPERATURE, "max", spaced),
+        methods.fk_sum: potentials.Accumulated(TEMPERATURE, "sum", spaced),
+        functools.partial(methods.das, rate=0.7): potentials.Tempered(TEMPERATURE, potentials.Geometric(0.7)),
+        functools.partial(methods.das_adaptive, target=0.8): potentials.Adaptive(TEMPERATURE, 0.8),
+    }
+    for method, potential in built.items():
+        assert method(Shrink(), Near(), (3,), temperature=TEMPERATURE).potential == potential
+    _, (states, _) = go(methods.das(Shrink(), Near(), (3,), temperature=TEMPERATURE, num_particles=8), 17)
+    gamma = np.minimum(1.008 ** (100 * (1 - np.asarray(STEPS.s))) - 1, 1.0)[:, None]
+    np.testing.assert_allclose(states.memory.log_psi, gamma * states.look.value / TEMPERATURE, rtol=1e-4, atol=1e-6)
+
+
 def test_a_constant_reward_has_its_own_evidence_and_equal_weights():
     look = nk.Look(Shrink(), lambda x0: 1.5 + 0.0 * jnp.sum(x0))
     for potential in (nk.potentials.Accumulated(0.5, "max"), nk.potentials.Adaptive(0.5)):
@@ -156,6 +202,15 @@ def test_chunks_change_nothing_but_memory():
     part, _ = go(smc(ALWAYS, chunk=3), 9)
     for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    wide, x = jnp.full((3, 1024), 0.1), jnp.ones((32, 3))
+    look = nk.Look(lambda x, t: jnp.tanh(x @ wide) @ wide.T, Near(), grad=True)
+
+    def memory(chunk):
+        sampler = smc(ALWAYS, look=look, num_particles=32, chunk=chunk)
+        program = jax.jit(nk.run).lower(sampler, jax.random.key(0), x, STEPS.rows(0, 1)).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert memory(1) < 0.3 * memory(None)
 
 
 def test_rewards_of_any_size_stay_in_log_space():
@@ -300,15 +355,16 @@ def test_a_flow_without_churn_is_deterministic_and_churn_has_a_derivative():
 def test_what_is_forbidden_dies_at_the_end_alone():
     """The evidence of a hard constraint is the share of the base sampler's draws that keep it."""
     law = nk.targets.GaussianMixture(np.ones(1), np.zeros((1, 1)), np.ones((1, 1, 1)))
-    look = nk.Look(nk.models.Exact(law, SCHEDULE), lambda x0: jnp.where(x0[0] > -0.5, 0.0, -jnp.inf))
+    look = nk.Look(nk.models.Exact(law, SCHEDULE), lambda x0: jnp.where(x0[0] > 0.5, 0.0, -jnp.inf))
     population, path = nk.SMC(look, DDIM, num_particles=8), nk.samplers.SVDD(look, DDIM, num_particles=4)
+    warm = nk.methods.psi(look.model, look.reward, (1,), num_particles=8, num_chains=8, num_burn=0)
     x = jax.random.normal(jax.random.key(1), (2000, 8, 1))
     keys = jax.random.split(jax.random.key(2), 2000)
     go = jax.jit(jax.vmap(lambda sampler, key, x: nk.run(sampler, key, x, STEPS)[0], (None, 0, 0)))
-    base = go(nk.Single(look, DDIM), keys, x[:, 0]).look.x[:, 0] > -0.5
-    many = np.exp(jax.vmap(nk.samplers.log_z)(go(population, keys, x)))
+    base = go(nk.Single(look, DDIM), keys, x[:, 0]).look.x[:, 0] > 0.5
+    many, chained = (np.exp(jax.vmap(nk.samplers.log_z)(go(sampler, keys, x))) for sampler in (population, warm))
     one = go(path, jax.random.split(jax.random.key(3), 2000), x[:, 0])
-    for got in (many, np.exp(one.log_weights + one.look.value)):
+    for got in (many, chained, np.exp(one.log_weights + one.look.value)):
         error = np.sqrt((np.var(got) + np.var(base)) / 2000)
         assert abs(np.mean(got) - np.mean(base)) < 3.5 * error
         assert error < 0.03

@@ -65,6 +65,12 @@ def flattened():
     return grow(build(widening=1.0, power=0.5, tempering=1e6))
 
 
+@pytest.fixture(scope="module")
+def cold():
+    """The same at a temperature below 1, by a guided proposal."""
+    return grow(build(widening=1.0, power=0.5, tempering=1.0, temperature=0.5, guidance=nk.guidance.DPS(0.5)))
+
+
 @functools.lru_cache
 def policy():
     """Leaf probabilities of a batch of trees, jitted."""
@@ -80,15 +86,18 @@ def recursion(tree):
     values, probs = {}, np.zeros(tree.value.shape)
     kids = {n: [c for c in range(1, tree.size) if tree.parent[c] == n] for n in range(tree.size)}
 
+    def weight(node):
+        return np.exp(value(node) / tree.temperature + tree.log_ratio[node])
+
     def value(node):
-        below = [np.exp(value(c)) for c in kids[node]]
-        values[node] = np.log(np.mean(below)) if below else float(tree.value[node])
+        if node not in values:
+            below = [weight(c) for c in kids[node]]
+            values[node] = tree.temperature * np.log(np.mean(below)) if below else float(tree.value[node])
         return values[node]
 
     def share(node, mass):
-        weights = np.exp([values[c] for c in kids[node]])
-        for kid, weight in zip(kids[node], weights, strict=True):
-            share(kid, mass * weight / weights.sum())
+        for kid in kids[node]:
+            share(kid, mass * weight(kid) / sum(map(weight, kids[node])))
         probs[node] = 0.0 if kids[node] else mass
 
     value(0)
@@ -96,15 +105,33 @@ def recursion(tree):
     return values, probs
 
 
-def test_values_are_soft_means_and_the_policy_their_softmax(narrow):
-    between = int(np.argmax(np.asarray(narrow.tree.tip) < 0))
-    tree = one(narrow, between).tree
+@pytest.mark.parametrize("trees", ["narrow", "cold"])
+def test_values_are_soft_means_and_the_policy_their_softmax(trees, request):
+    states = request.getfixturevalue(trees)
+    between = int(np.argmax(np.asarray(states.tree.tip) < 0))
+    tree = one(states, between).tree
     assert tree.tip == -1, "a tree without an unfinished path"
     values, probs = recursion(tree)
     np.testing.assert_allclose(tree.value[: tree.size], [values[i] for i in range(tree.size)], atol=1e-4)
     assert probs.sum() == pytest.approx(1.0, abs=1e-6)
-    np.testing.assert_allclose(policy()(narrow)[between], probs, atol=2e-5)
-    np.testing.assert_allclose(np.sum(policy()(narrow), axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(policy()(states)[between], probs, atol=2e-5)
+    np.testing.assert_allclose(np.sum(policy()(states), axis=1), 1.0, atol=1e-5)
+    flatter = (tree.value / tree.temperature + tree.log_ratio) / 4.0
+    np.testing.assert_allclose(tree_policy.grow_scores(tree, 4.0, None), flatter, rtol=1e-5)
+
+
+def test_search_goes_to_the_child_of_highest_upper_confidence_bound():
+    """With N = 10 above children visited 8 times and twice, and the first of them better by a little less and more."""
+    even = 2.0 * (np.sqrt(np.log(10) / 2) - np.sqrt(np.log(10) / 8))
+    rule = tree_policy.Growth(tempering=1.0, widening=1e-3, power=1.0, exploration=2.0)
+    tree = tree_policy.empty(jnp.zeros(2), 3, 1.0, jnp.float32)
+    tree = tree_policy.add(tree, jnp.bool_(True), jnp.int32(0), jnp.zeros(2), jnp.float32(0.0))
+    tree = tree._replace(visits=jnp.array([10, 8, 2]))
+    for share, child in ((0.95, 2), (1.05, 1)):
+        valued = tree._replace(value=jnp.array([0.0, share * even, 0.0], jnp.float32))
+        node, visits = tree_policy.select(jax.random.key(0), valued, jnp.bool_(True), rule, 3)
+        assert int(node) == child
+        np.testing.assert_array_equal(visits - tree.visits, np.eye(3, dtype=int)[0] + np.eye(3, dtype=int)[child])
 
 
 def test_the_tree_widens_with_its_visits_and_ends_in_clean_samples(narrow):
