@@ -159,14 +159,19 @@ class PlanarTilt:
 
 def refuse_coarse(value: PlanarValue) -> None:
     """Refuse a grid too coarse for its reward: by its log Z at pure noise, where components are widest."""
-    dim, temperature = value.mixture.means.shape[-1], float(value.temperature)
+    temperature = float(value.temperature)
     exact = _totals(value.mixture, _table(value.mixture, value.reward, temperature)[1])[1]
-    error = abs(float(jax.jit(value)(jnp.zeros(dim), 0.0, 1.0)) / temperature - exact)
+    error = abs(float(_at_pure_noise(value)) / temperature - exact)
     if not error < _COARSE:
         raise ValueError(
             f"the reward varies too fast for {value.num_nodes} x {value.num_nodes} nodes a component: they miss log Z "
             f"by {error:.2g}; give Tiltable a larger num_nodes."
         )
+
+
+@jax.jit
+def _at_pure_noise(value: PlanarValue) -> Array:
+    return value(jnp.zeros(2), 0.0, 1.0)
 
 
 def component_integrals(mixture: GaussianMixture, function: Callable, reward: Any, temperature: Scalar) -> np.ndarray:
