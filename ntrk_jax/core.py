@@ -23,7 +23,7 @@ from ntrk_jax.typing import Array, Key, Sample, Scalar
 __all__ = [
     "Denoiser", "Evals", "Gaussian", "Guidance", "Info", "Kernel", "Lookahead", "Move", "Resampler",
     "Reward", "Sampler", "State", "Status", "Step", "Stream", "Tilt", "Value", "Whitening", "algebra_dtype",
-    "root",
+    "moderate", "root", "soft_mean",
 ]  # fmt: skip
 
 
@@ -242,6 +242,16 @@ def root(x: Array) -> Array:
     """The square root of x >= 0, with the derivative 0 instead of infinity at 0; 0 below, NaN of NaN."""
     none = x <= 0
     return jnp.where(none, jnp.zeros_like(x), jnp.sqrt(jnp.where(none, jnp.ones_like(x), x)))
+
+
+def moderate(x: Array) -> Array:
+    """X times a power of two, exactly, where its largest entry is far from 1: 1 / largest is then no denormal number.
+
+    A number above 2^126 has none that XLA keeps, so that x / largest is 0.
+    """
+    top = jnp.max(jnp.abs(x))
+    far = jnp.where(top < 2.0**-60, 2.0**60, jnp.ones_like(top))
+    return x * jax.lax.stop_gradient(jnp.where(top > 2.0**60, 2.0**-60, far)).astype(x.dtype)
 
 
 def soft_mean(values: Array, temperature: Scalar, log_weights: Array) -> Array:

@@ -66,6 +66,8 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
         (10, (3,))
     """
     x = x if isinstance(x, jax.Array) else jnp.asarray(x)
+    if not (hasattr(sampler, "init") and hasattr(sampler, "step")) or isinstance(sampler, type):
+        raise TypeError(f"sampler must be one such as nk.Single(...), got {sampler!r}.")
     _check_inputs(key, x, steps)
     wrong = _wrong_rows(sampler, steps) | check_schedule(sampler, steps)
     first = jax.tree.map(lambda a: a[0], steps)

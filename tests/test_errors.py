@@ -40,10 +40,29 @@ class ValueOnly:
         return jnp.sum(x0)
 
 
+def mixed():
+    return nk.guidance.NTRK(nk.whitening.UnitNorm(), 0.1, where="mixed")
+
+
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
         (lambda: nk.Look(3.0), TypeError, "called as model"),
+        (lambda: nk.guidance.Window(nk.guidance.DPS(), 0.9, 0.2), ValueError, "Window needs low < high"),
+        (lambda: nk.guidance.Window(3), TypeError, "the rule of Window must be one such as"),
+        (lambda: nk.guidance.Ending(nk.guidance.DPS), TypeError, "the rule of Ending must be an object.*class DPS"),
+        (lambda: nk.guidance.Limit(3, 1.0), TypeError, "the rule of Limit must be one such as"),
+        (lambda: nk.guidance.Sum(nk.guidance.DPS()), TypeError, "Sum needs a tuple of rules"),
+        (lambda: nk.guidance.Sum((3,)), TypeError, "a rule of Sum must be one such as"),
+        (lambda: nk.guidance.Sum((mixed(), mixed())), ValueError, "at most one rule of a Sum may project"),
+        (lambda: nk.guidance.Twisted(1.0, clamp=(1.0, -1.0)), ValueError, "clamp needs low < high"),
+        (lambda: nk.guidance.Structure(1.0, mean=0.0), ValueError, "Structure mean must lie in"),
+        (lambda: nk.guidance.DPS(None), TypeError, "must be a number or a function of the grid's row, got None"),
+        (lambda: nk.guidance.Calibrated(lambda s: 1.0), TypeError, "temperature must be a number, got"),
+        (lambda: nk.guidance.NTRK(lambda g, key: g), TypeError, "whiten must have a method project"),
+        (lambda: nk.guidance.NTRK(None), TypeError, "whiten must be one such as nk.whitening.TypicalSet"),
+        (lambda: nk.kernels.EDM(0.2, low=5.0, high=1.0), ValueError, "EDM needs low <= high"),
+        (lambda: nk.kernels.DDIM("a"), TypeError, "DDIM eta must be a number, got 'a'"),
         (lambda: nk.Look(model, grad=True), ValueError, "needs a reward"),
         (lambda: nk.Look(model, ValueOnly(), grad=True), ValueError, "gives values only"),
         (lambda: nk.Look(model, nk.models.Counted(ValueOnly(), nk.models.Counter()), True), ValueError, "values only"),
@@ -89,7 +108,11 @@ class ValueOnly:
             TypeError,
             "whiten must be an object, got the class UnitNorm",
         ),
-        (lambda: nk.guidance.NTRK(None, "big"), TypeError, "NTRK strength must be a number.*got 'big'"),
+        (
+            lambda: nk.guidance.NTRK(nk.whitening.UnitNorm(), "big"),
+            TypeError,
+            "NTRK strength must be a number.*got 'big'",
+        ),
         (
             lambda: nk.Look(model, nk.rewards.Weighted((total, ValueOnly()), (1, 1)), True),
             ValueError,
@@ -103,8 +126,8 @@ class ValueOnly:
         ),
         (lambda: nk.grid(nk.schedules.VPCosine, nk.grids.uniform(4)), TypeError, "got the class VPCosine"),
         (lambda: nk.grids.uniform(2.5), ValueError, "num_steps must be at least 1 and a whole number, got 2.5"),
-        (lambda: nk.guidance.NTRK(None, 1.0), ValueError, r"must lie in \[0, 1\), got 1.0"),
-        (lambda: nk.guidance.NTRK(None, 0.1, where="mean"), ValueError, "'gradient' or 'mixed'"),
+        (lambda: nk.guidance.NTRK(nk.whitening.UnitNorm(), 1.0), ValueError, r"must lie in \[0, 1\), got 1.0"),
+        (lambda: nk.guidance.NTRK(nk.whitening.UnitNorm(), 0.1, where="mean"), ValueError, "'gradient' or 'mixed'"),
         (lambda: nk.guidance.Calibrated(0.0), ValueError, "temperature must lie in"),
         (lambda: nk.guidance.Calibrated(1.0, max_strength=1.0), ValueError, "max_strength"),
         (lambda: nk.guidance.DPS(-1.0), ValueError, "DPS strength must lie in"),
@@ -130,6 +153,7 @@ class Bare:
     [
         (lambda: nk.run(single(), jax.random.PRNGKey(0), X, STEPS), TypeError, "jax.random.key"),
         (lambda: nk.run(single(), 0, X, STEPS), TypeError, "typed key"),
+        (lambda: nk.run(nk.Single, jax.random.key(0), X, STEPS), TypeError, "sampler must be one such as nk.Single"),
         (lambda: nk.run(single(), jax.random.split(jax.random.key(0)), X, STEPS), ValueError, "jax.vmap"),
         (lambda: nk.run(single(), jax.random.key(0), jnp.ones(3, int), STEPS), TypeError, "floating-point"),
         (lambda: nk.run(single(), jax.random.key(0), jnp.float32(1.0), STEPS), TypeError, "at least one axis"),

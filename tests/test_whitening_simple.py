@@ -17,7 +17,7 @@ RULES = [UnitNorm(), RankGaussian(), Spectral()]
 def test_any_shape_scale_and_input(W, shape):
     g = jax.random.normal(jax.random.key(0), shape)
     run, project = jax.jit(W), jax.jit(W.project)
-    for scale in (1e-30, 1e30):
+    for scale in (1e-30, 1e30, 1e38 / float(jnp.max(jnp.abs(g)))):
         np.testing.assert_allclose(run(g * scale), run(g), atol=1e-3)
     for bad in (jnp.zeros(shape), g.at[(0,) * len(shape)].set(jnp.nan)):
         assert jnp.isfinite(run(bad)).all()
@@ -54,17 +54,40 @@ def test_ranks_keep_the_order_and_give_normal_quantiles():
     assert np.mean(w**2) == pytest.approx(1.0, rel=1e-5)
 
 
+def flat_spectrum(n):
+    """A delta, whose magnitudes are all equal."""
+    return jnp.zeros((n,)).at[n // 2].set(1.0)
+
+
 @pytest.mark.parametrize("n", [64, 1000])
 def test_spectral_blocks_have_the_expected_norms_and_keep_white_noise(n):
     g = jax.random.normal(jax.random.key(2), (n,))
     w = Spectral().project(g)
+    check_blocks(w)
+    np.testing.assert_allclose(Spectral().project(w), w, atol=2e-3)
+    assert float(jnp.vdot(w, g) / jnp.linalg.norm(w) / jnp.linalg.norm(g)) > 0.98
+    for tied in (flat_spectrum(n), jnp.linspace(-1.0, 1.0, n)):
+        check_blocks(Spectral()(tied))
+
+
+def check_blocks(w):
     f = np.fft.rfft(np.asarray(w, np.float64), norm="ortho")
     y = np.concatenate([[(f[0].real + 1j * f[-1].real) / np.sqrt(2)], f[1:-1]])
     for block in np.array_split(np.abs(y), max(1, len(y) // 16)):
         assert block.sum() == pytest.approx(np.sqrt(np.pi) / 2 * len(block), rel=1e-4)
         assert (block**2).sum() == pytest.approx(len(block), rel=1e-4)
-    np.testing.assert_allclose(Spectral().project(w), w, atol=2e-3)
-    assert float(jnp.vdot(w, g) / jnp.linalg.norm(w) / jnp.linalg.norm(g)) > 0.98
+
+
+@pytest.mark.parametrize("make", [flat_spectrum, lambda n: jax.random.normal(jax.random.key(5), (n,))])
+def test_derivatives_of_the_simple_rules_are_finite(make):
+    g, weights = make(64), jnp.arange(64.0)
+    for f in (Spectral(), Spectral().project, UnitNorm(), UnitNorm().project):
+        assert jnp.all(jnp.isfinite(jax.grad(lambda g, f=f: jnp.vdot(f(g), weights))(g)))
+    assert jnp.all(jnp.isfinite(jax.grad(lambda z: jnp.vdot(UnitNorm().project(z), weights))(jnp.zeros(64))))
+    direction = jax.random.normal(jax.random.key(6), (64,))
+    along = jax.jvp(Spectral(), (g,), (direction,))[1]
+    back = jax.grad(lambda g: jnp.vdot(Spectral()(g), weights))(g)
+    np.testing.assert_allclose(jnp.vdot(along, weights), jnp.vdot(back, direction), rtol=1e-3)
 
 
 def test_spectral_cosine_on_white_noise_is_the_published_one():

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import refuse_class
 from ntrk_jax.core import Evals, Gaussian, Guidance, Lookahead, Step, Tilt
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Scalar
@@ -30,10 +31,15 @@ def strength_at(strength: Any, step: Step) -> Any:
     return strength(step) if callable(strength) else strength
 
 
-def require(name: str, strength: Any, low: float, high: float, *, open_above: bool = False) -> None:
-    """Raise ValueError if a concrete strength lies outside [low, high] (or [low, high))."""
-    if isinstance(strength, str):
-        raise TypeError(f"{name} must be a number or a function of the grid's row, got {strength!r}.")
+def require(
+    name: str, strength: Any, low: float, high: float, *, open_above: bool = False, number: bool = False
+) -> None:
+    """Raise ValueError if a concrete strength lies outside [low, high] (or [low, high)), TypeError if it is none."""
+    refuse_class(name, strength)
+    if strength is None or isinstance(strength, str) or (number and callable(strength)):
+        given = type(strength).__name__ if callable(strength) else repr(strength)
+        kinds = "a number" if number else "a number or a function of the grid's row"
+        raise TypeError(f"{name} must be {kinds}, got {given}.")
     if callable(strength) or not is_concrete(strength):
         return
     values = np.asarray(strength)
@@ -41,6 +47,13 @@ def require(name: str, strength: Any, low: float, high: float, *, open_above: bo
     if not ok:
         end = ")" if open_above or not np.isfinite(high) else "]"
         raise ValueError(f"{name} must lie in [{low:g}, {high:g}{end}, got {strength}.")
+
+
+def require_rule(what: str, rule: Any) -> None:
+    """Raise TypeError unless `rule` can be called as one and says what a rule says of itself."""
+    refuse_class(what, rule)
+    if not (callable(rule) and hasattr(rule, "needs_grad") and hasattr(rule, "exact")):
+        raise TypeError(f"{what} must be one such as nk.guidance.DPS(...), got {rule!r}.")
 
 
 def passed_on(name: str, *default: Any) -> Any:
@@ -80,6 +93,15 @@ class Sum:
     """
 
     rules: tuple[Guidance, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what is no rule, and two rules that project."""
+        if not isinstance(self.rules, tuple | list):
+            raise TypeError(f"Sum needs a tuple of rules, got {type(self.rules).__name__}.")
+        for rule in self.rules:
+            require_rule("a rule of Sum", rule)
+        if sum(getattr(rule, "where", None) == "mixed" for rule in self.rules) > 1:
+            raise ValueError("at most one rule of a Sum may project its noise; use where='gradient' for the others.")
 
     @property
     def needs_grad(self) -> bool:
@@ -133,6 +155,12 @@ class Window:
     low: Scalar = 0.0
     high: Scalar = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse what is no rule, and an empty window."""
+        require_rule("the rule of Window", self.rule)
+        if is_concrete(self.low) and is_concrete(self.high) and not np.all(np.less(self.low, self.high)):
+            raise ValueError(f"Window needs low < high, got {self.low} and {self.high}.")
+
     needs_grad = passed_on("needs_grad")
     needs_reward_grad = passed_on("needs_reward_grad", False)
     needs_noise = passed_on("needs_noise", False)
@@ -165,6 +193,10 @@ class Ending:
     """
 
     rule: Guidance
+
+    def __post_init__(self) -> None:
+        """Refuse what is no rule."""
+        require_rule("the rule of Ending", self.rule)
 
     needs_grad = passed_on("needs_grad")
     needs_reward_grad = passed_on("needs_reward_grad", False)

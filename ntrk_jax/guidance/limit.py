@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ntrk_jax.core import Gaussian, Guidance, Lookahead, Step, Tilt, root
-from ntrk_jax.guidance.base import passed_on, require
+from ntrk_jax.guidance.base import passed_on, require, require_rule
 from ntrk_jax.tree import pytree
 from ntrk_jax.typing import Key, Scalar
 
@@ -50,7 +50,8 @@ class Limit:
 
     def __post_init__(self) -> None:
         """Refuse a bound that is not positive."""
-        require("Limit norm", self.norm, 1e-30, float("inf"))
+        require_rule("the rule of Limit", self.rule)
+        require("Limit norm", self.norm, 1e-30, float("inf"), number=True)
 
     needs_grad = passed_on("needs_grad")
     needs_reward_grad = passed_on("needs_reward_grad", False)

@@ -20,8 +20,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ntrk_jax.arguments import refuse_class
-from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt, Whitening, root
+from ntrk_jax.arguments import refuse_class, require_called
+from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt, Whitening, moderate, root
 from ntrk_jax.guidance.base import Strength, require, strength_at
 from ntrk_jax.guidance.shift import ascend, unit
 from ntrk_jax.tree import pytree, static
@@ -52,7 +52,7 @@ class Calibrated:
 
     def __post_init__(self) -> None:
         """Refuse a temperature that is not positive and a largest rho outside [0, 1)."""
-        require("temperature", self.temperature, 1e-30, float("inf"))
+        require("temperature", self.temperature, 1e-30, float("inf"), number=True)
         require("max_strength", self.max_strength, 0.0, 1.0, open_above=True)
 
 
@@ -80,7 +80,7 @@ class Steady:
 
     def __post_init__(self) -> None:
         """Refuse a negative strength and a largest rho outside [0, 1)."""
-        require("Steady strength", self.strength, 0.0, float("inf"))
+        require("Steady strength", self.strength, 0.0, float("inf"), number=True)
         require("max_strength", self.max_strength, 0.0, 1.0, open_above=True)
 
 
@@ -135,7 +135,10 @@ class NTRK:
 
     def __post_init__(self) -> None:
         """Refuse an unknown place and a rho outside [0, 1)."""
-        refuse_class("whiten", self.whiten)
+        require_called("whiten", self.whiten, "nk.whitening.TypicalSet(shape)")
+        if not hasattr(self.whiten, "project"):
+            raise TypeError("whiten must have a method project(z, key) too, as those of nk.whitening have.")
+        refuse_class("strength", self.strength)
         if self.where not in ("gradient", "mixed"):
             raise ValueError(f"where must be 'gradient' or 'mixed', got {self.where!r}.")
         if isinstance(self.strength, Calibrated) and not self.through:
@@ -177,8 +180,10 @@ class NTRK:
             push = jnp.asarray(self.strength.strength, grad.dtype) * base.std / step.sigma_t**1.5
             return jnp.minimum(jnp.square(jnp.minimum(push, 1.0)), self.strength.max_strength)  # no overflow
         if isinstance(self.strength, Calibrated):
+            whole = jnp.max(jnp.abs(grad))
+            grad = moderate(grad)
             largest = jnp.max(jnp.abs(grad))
             scaled = grad / jnp.where(largest > 0, largest, jnp.ones_like(largest))
-            tilt = base.std / self.strength.temperature * largest * root(jnp.mean(jnp.square(scaled)))
+            tilt = base.std / self.strength.temperature * whole * root(jnp.mean(jnp.square(scaled)))
             return jnp.minimum(jnp.square(jnp.minimum(tilt, 1.0)), self.strength.max_strength)  # no overflow
         return jnp.asarray(strength_at(self.strength, step), grad.dtype)

@@ -69,7 +69,8 @@ class Structure:
         """Refuse an unknown kind and a negative strength."""
         if self.kind not in _KINDS:
             raise ValueError(f"kind must be one of {', '.join(_KINDS)}, got {self.kind!r}.")
-        require("Structure strength", self.strength, 0.0, float("inf"))
+        require("Structure strength", self.strength, 0.0, float("inf"), number=True)
+        require("Structure mean", self.mean, 1e-30, float("inf"), number=True)
 
     @classmethod
     def over(cls, steps: Step, strength: Scalar = 1.0, kind: str = "increase") -> Structure:
@@ -129,7 +130,7 @@ class TFG:
     def __post_init__(self) -> None:
         """Refuse an unknown space, negative strengths and a negative number of steps."""
         check_space(self.space)
-        require("TFG rho", self.rho, 0.0, float("inf"))
+        require("TFG rho", 0.0 if self.rho is None else self.rho, 0.0, float("inf"))
         require("TFG mu", self.mu, 0.0, float("inf"))
         require_count(0, num_inner=self.num_inner)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt
 from ntrk_jax.guidance.base import Strength, require, strength_at
 from ntrk_jax.guidance.shift import gain, tweedie_gain
-from ntrk_jax.tree import pytree, static
+from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Key, Scalar
 
 __all__ = ["Twisted"]
@@ -65,6 +65,8 @@ class Twisted:
     def __post_init__(self) -> None:
         """Refuse a negative strength."""
         require("Twisted strength", self.strength, 0.0, float("inf"))
+        if self.clamp is not None and all(map(is_concrete, self.clamp)) and not self.clamp[0] < self.clamp[1]:
+            raise ValueError(f"Twisted clamp needs low < high, got {self.clamp}.")
 
     def __call__(self, look: Lookahead, base: Gaussian, step: Step, *, key: Key, probe: Any) -> Tilt:
         """The shift of the mean."""

@@ -49,6 +49,8 @@ class EDM:
             value = getattr(self, name)
             if is_concrete(value) and not np.all(np.asarray(value) >= 0):
                 raise ValueError(f"EDM {name} must be at least 0, got {value}.")
+        if is_concrete(self.low) and is_concrete(self.high) and not np.all(np.less_equal(self.low, self.high)):
+            raise ValueError(f"EDM needs low <= high, got {self.low} and {self.high}.")
 
     @property
     def stochastic(self) -> bool:

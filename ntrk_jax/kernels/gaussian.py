@@ -31,6 +31,8 @@ def forward_correlation(step: Step) -> Array:
 
 
 def _require_range(name: str, value: Scalar, low: float, high: float) -> None:
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
     if is_concrete(value) and not bool(np.all((np.asarray(value) >= low) & (np.asarray(value) <= high))):
         raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}.")
 

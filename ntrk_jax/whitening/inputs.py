@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import algebra_dtype
+from ntrk_jax.core import algebra_dtype, moderate
 from ntrk_jax.typing import Array, Key
 
 __all__ = ["NONFINITE_INPUT", "Prepared", "direction", "noise_input", "require_floating"]
@@ -54,10 +54,11 @@ def _open(x: Array, key: Key | None) -> Prepared:
 
 @jax.jit
 def direction(g: Array, key: Key | None) -> Prepared:
-    """A direction of any scale, [*shape] -> values with norm sqrt(N); zero becomes fresh noise."""
+    """A direction of any scale, [*shape] -> values with norm sqrt(N); zeros and denormals become fresh noise."""
     opened = _open(g, key)
-    top = jnp.max(jnp.abs(opened.values))
-    scaled = opened.values / jnp.where(top > 0, top, jnp.ones_like(top))
+    values = moderate(opened.values)
+    top = jnp.max(jnp.abs(values))
+    scaled = values / jnp.where(top > 0, top, jnp.ones_like(top))
     unit = scaled * jax.lax.rsqrt(jnp.mean(scaled * scaled) + jnp.where(top > 0, 0.0, 1.0).astype(scaled.dtype))
     return opened._replace(values=jnp.where(top > 0, unit, opened.noise))
 
@@ -71,5 +72,6 @@ def noise_input(z: Array, key: Key | None) -> Prepared:
     opened = _open(z, key)
     top = jnp.max(jnp.abs(opened.values))
     large = top > 1e15
-    scale = jnp.where(large, 1e15 / jnp.where(large, top, 1.0), 1.0).astype(top.dtype)
-    return opened._replace(values=opened.values * scale)
+    small = moderate(opened.values)
+    scale = 1e15 / jnp.where(large, jnp.max(jnp.abs(small)), 1.0).astype(top.dtype)
+    return opened._replace(values=jnp.where(large, small * scale, opened.values))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_probability
+from ntrk_jax.core import root
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key
 from ntrk_jax.whitening.inputs import direction, noise_input
@@ -62,7 +63,7 @@ class UnitNorm:
     def project(self, z: Array, key: Key | None = None) -> Array:
         """A noise [*shape], scaled to a typical norm if its own is not."""
         given = noise_input(z, key)
-        norm = jnp.sqrt(jnp.sum(given.values**2))
+        norm = root(jnp.sum(given.values**2))
         low, high = _norm_interval(given.values.size, float(self.confidence))
         gain = jnp.clip(norm, low, high) / jnp.where(norm > 0, norm, jnp.ones_like(norm))
         moved = jnp.where(norm > 0, given.values * gain, given.noise)
@@ -81,6 +82,7 @@ class RankGaussian:
 
     Shapes: any [*shape] -> [*shape]; a single number keeps its sign. Cost per step: model 0, one sort.
     Density: deterministic given the key. Departs from the paper: not of the paper.
+    Derivatives: zero, as ranks do not move.
 
     Example:
         >>> import jax.numpy as jnp

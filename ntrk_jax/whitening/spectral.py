@@ -10,7 +10,8 @@ S1, S2 the sums of the k largest magnitudes and of their squares,
 
     lam_k = S1/k - sqrt(pi/4) (sqrt(B)/k) sqrt((k S2 - S1^2) / (k - pi B / 4)),
 
-at the k for which exactly k magnitudes exceed lam_k, then |y| -> sqrt(pi)/2 B relu(|y| - lam) / (S1 - k lam).
+at the k for which exactly k magnitudes exceed lam_k, then |y| -> sqrt(pi)/2 B relu(|y| - lam) / (S1 - k lam). A shift
+of all magnitudes shifts lam alike, so their mean is taken off first: of nearly equal ones k S2 - S1^2 keeps its digits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_count
+from ntrk_jax.core import root
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key
 from ntrk_jax.whitening.inputs import Prepared, direction, noise_input
@@ -55,17 +57,19 @@ def _expand(y: Array, left: Array, n: int) -> Array:
 def _project_block(w: Array, inside: Array) -> Array:
     """Magnitudes w [B'] >= 0, of which `inside` [B'] count, to the nearest with the expected l1 and l2 norms."""
     size = jnp.sum(inside).astype(w.dtype)
-    w = jnp.where(inside, w, 0.0)
-    s = jnp.sort(w)[::-1]
+    mean = jnp.sum(jnp.where(inside, w, 0.0)) / size
+    w = jnp.where(inside, w - mean, 0.0)
+    s = jnp.sort(jnp.where(inside, w, -jnp.inf))[::-1]
+    s = jnp.where(jnp.isfinite(s), s, 0.0)
     k = jnp.arange(1, w.shape[0] + 1, dtype=w.dtype)
     s1, s2 = jnp.cumsum(s), jnp.cumsum(s * s)
     room = k - float(np.pi / 4) * size
     inner = jnp.maximum(k * s2 - s1 * s1, 0.0) / jnp.where(room > 0, room, 1.0)
-    lam = s1 / k - float(np.sqrt(np.pi / 4)) * jnp.sqrt(size * inner) / k
+    lam = s1 / k - float(np.sqrt(np.pi / 4)) * root(size * inner) / k
     below = jnp.concatenate([s[1:], jnp.full((1,), -jnp.inf, w.dtype)])
     below = jnp.where(k >= size, -jnp.inf, below)
     fits = (room > 0) & (k <= size) & (lam < s) & (lam >= below)
-    lam = jnp.where(jnp.any(fits), lam[jnp.argmax(fits)], 0.0)
+    lam = jnp.where(jnp.any(fits), lam[jnp.argmax(fits)], -mean)
     raised = jnp.where(inside, jnp.maximum(w - lam, 0.0), 0.0)
     target = float(np.sqrt(np.pi) / 2) * size
     return raised * target / jnp.maximum(jnp.sum(raised), 1e-30)

@@ -29,7 +29,7 @@ from ntrk_jax.whitening.tiles import NUM_SETS, Tables, project_domain, tables_fo
 
 __all__ = ["TypicalSet", "Whitened"]
 
-_JITTER = 1e-5
+_JITTER = 1e-4
 _PATIENCE, _FURTHER = 8, 0.2
 """After how many sweeps to the bounds to go beyond them, and by how many tolerances more each sweep."""
 _FAINT = 1e-12
@@ -73,6 +73,9 @@ class TypicalSet:
     Shapes: [*shape] -> [*shape], the dtype kept, computed in float32 or wider.
     Cost per step: model 0; per sweep and domain two sorts of N numbers and one transform.
     Density: a deterministic map given the key.
+    Ties: entries of a transform that are equal up to rounding are put in order by a keyed jitter of 1e-4. Where many
+        are, as of an exact ramp, rounding may still decide, and another scale or size of the batch then moves the
+        output by up to some per cent.
     Derivatives: forward mode only (`jax.jvp`); the sweeps are a loop of unknown length, which reverse mode refuses. To
         differentiate a run backwards take `UnitNorm`, or stop the gradient at the look.
     Departs from the paper: the paper names the domains (Fourier) but not their list, tiles, order or number of sweeps;
