@@ -29,9 +29,10 @@ def refuse_class(name: str, value: Any) -> None:
 
 def refuse_network(name: str, value: Any) -> None:
     """Raise TypeError for a Flax module where a denoiser is meant: its prediction would be taken as x0."""
-    if any(cls.__module__.startswith("flax.") for cls in type(getattr(value, "fn", value)).__mro__):
+    known = ("flax.linen", "flax.nnx")
+    if any(cls.__module__.startswith(known) for cls in type(getattr(value, "fn", value)).__mro__):
         raise TypeError(
-            f"{name} must be a denoiser (x, t) -> x0, got a network; say what it predicts: "
+            f"{name} must be a denoiser (x, t) -> x0, got a network; say what it predicts, be it 'x0': "
             "nk.models.NnxDenoiser(net, kind, schedule), or FlaxDenoiser(net.apply, kind, variables, schedule)."
         )
 

@@ -258,8 +258,8 @@ def soft_mean(values: Array, temperature: Scalar, log_weights: Array) -> Array:
     """Temperature times log sum_i w_i exp(values_i / temperature), [num] -> [], for weights that sum to 1.
 
     Where the values lie within half a temperature of each other by the mean of exp - 1, which keeps the digits that a
-    high temperature takes from the logarithm; at infinity it is the weighted mean. A value of -inf has no share in the
-    exponential mean, nor in its derivatives.
+    high temperature takes from the logarithm and its derivatives; at infinity it is the weighted mean. A value of -inf
+    has no share in the exponential mean, nor in its derivatives.
     """
     dead = jnp.isneginf(values)
     values = jnp.where(dead, jnp.zeros_like(values), values)
@@ -267,12 +267,11 @@ def soft_mean(values: Array, temperature: Scalar, log_weights: Array) -> Array:
     beta, endless = jnp.asarray(temperature, values.dtype), jnp.isinf(temperature)
     beta = jnp.where(endless, jnp.ones_like(beta), beta)
     weights = jnp.exp(log_weights)
-    total = jnp.sum(weights)
     centre = jax.lax.stop_gradient(jnp.sum(weights * values))
     apart = (values - centre) / beta
     near = jnp.all(jnp.abs(apart) < 0.5) & ~jnp.any(dead)
     inside = jnp.where(near, apart, jnp.zeros_like(apart))
-    risen = jnp.sum(weights * jnp.expm1(inside)) + total - jax.lax.stop_gradient(total)
+    risen = jnp.sum(weights * jnp.expm1(inside))
     far = beta * jax.nn.logsumexp(log_weights + values / beta)
     soft = jnp.where(near, centre + beta * jnp.log1p(risen), far)
     mean = jnp.where(jnp.any(dead), -jnp.inf, centre + jnp.sum(weights * (values - centre)))

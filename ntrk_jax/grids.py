@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,9 +20,12 @@ from ntrk_jax.schedules import FIRST_TIME, Schedule
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Scalar
 
-__all__ = ["check_schedule", "circle", "grid", "karras", "shifted", "trailing", "uniform"]
+__all__ = [
+    "check_schedule", "circle", "grid", "karras", "refuse_blind", "shifted", "trailing", "uniform", "usual",
+]  # fmt: skip
 
-_LEAP = 20.0  # by how much alpha / sigma may grow in the first row of a network that predicts noise
+_NOISE, _NOTHING = ("eps", "score"), 1e-3
+"""What says nothing of x0 where alpha is below this."""
 
 
 def grid(schedule: Schedule, times: Array) -> Step:
@@ -126,9 +130,7 @@ def check_schedule(part: Any, steps: Step, tolerance: float = 1e-3) -> Array:
         `Status.WRONG_GRID` there.
 
     Raises:
-        ValueError: if a schedule whose values can be read disagrees with the grid, or a network predicts eps or the
-            score and the grid leaps from where that says nothing of x0: alpha = 0, or alpha / sigma a twentieth of that
-            one row on. x0 shows the network's errors sigma / alpha times as large.
+        ValueError: if a schedule whose values can be read disagrees with the grid.
 
     Example:
         >>> import ntrk_jax as nk
@@ -144,14 +146,6 @@ def check_schedule(part: Any, steps: Step, tolerance: float = 1e-3) -> Array:
         np.asarray(a)[rows] if is_concrete(a) else a[rows] for a in (steps.t, steps.alpha_t, steps.sigma_t)
     )
     wrong = jnp.zeros((), bool)
-    blind = _blind(steps)
-    for kind in sorted(set(_kinds(part)) & {"eps", "score"}):
-        wrong = wrong | blind
-        if is_concrete(blind) and blind:
-            raise ValueError(
-                f"a network that predicts {kind} says next to nothing of x0 where alpha = {float(alpha[0]):.2g}; start "
-                "the grid at less noise, such as nk.grids.uniform(num_steps, start=0.98), or train one that predicts v."
-            )
     for name, schedule in _schedules(part):
         own = schedule(jnp.asarray(t))
         readable = all(is_concrete(a) for a in (*own, alpha, sigma))
@@ -170,16 +164,46 @@ def check_schedule(part: Any, steps: Step, tolerance: float = 1e-3) -> Array:
     return wrong
 
 
-def _blind(steps: Step) -> Array:
-    """Whether the first row leaps from where a predicted noise says nothing of x0, []."""
-    parts = (steps.alpha_t, steps.sigma_t, steps.alpha_s, steps.sigma_s)
-    xp = np if all(map(is_concrete, parts)) else jnp
-    alpha, sigma, alpha_s, sigma_s = (xp.asarray(part)[0] for part in parts)
-    return (alpha < 1e-3) | (_LEAP * alpha * sigma_s < alpha_s * sigma)
+def refuse_blind(part: Any, steps: Step) -> Array:
+    """Refuse a grid that starts where alpha = 0 for a network that predicts eps or the score.
+
+    There they say nothing of x0, which shows their errors 1 / alpha times as large.
+
+    Args:
+        part: a sampler, or any part of one. steps: the rows of a grid.
+
+    Returns:
+        Whether that is so where it cannot be read yet, under `jax.jit`, [].
+
+    Raises:
+        ValueError: if it is, and can be read.
+    """
+    steps = part.grid if isinstance(getattr(part, "grid", None), Step) else steps
+    kinds, wrong = sorted(set(_kinds(part)) & set(_NOISE)), jnp.zeros((), bool)
+    if kinds and is_concrete(steps.alpha_t):
+        if np.asarray(steps.alpha_t)[0] < _NOTHING:
+            raise ValueError(
+                f"a network that predicts {kinds[0]} says nothing of x0 where alpha = 0; start the grid at less noise, "
+                "such as nk.grids.uniform(num_steps, start=0.98), or train one that predicts v."
+            )
+    elif kinds:
+        wrong = steps.alpha_t[0] < _NOTHING
+    return wrong
+
+
+def usual(model: Any, schedule: Schedule, num_steps: int) -> Step:
+    """The rows of a uniform grid from pure noise, or from t = 0.98 for a network that predicts eps or the score."""
+    noisy = set(_kinds(model)) & set(_NOISE)
+    return grid(schedule, uniform(num_steps, start=0.98 if noisy else 1.0))
 
 
 def _kinds(part: Any) -> Iterator[str]:
-    """What the networks among a part and the parts inside it predict."""
+    """What the networks among a part and the parts inside it predict, where they may be asked at any noise."""
+    if hasattr(part, "sampled_on"):
+        with jax.ensure_compile_time_eval():
+            least = part.trained_on(jnp.ones(()))[0]
+        if not is_concrete(least) or float(least) >= _NOTHING:
+            return
     if isinstance(part, (tuple, list)):
         for item in part:
             yield from _kinds(item)

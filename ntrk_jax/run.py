@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.core import Info, Sampler, State, Status, Step, Stream
-from ntrk_jax.grids import check_schedule
+from ntrk_jax.grids import check_schedule, refuse_blind
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Key, PyTree
 from ntrk_jax.varying import settled, vary_as
@@ -65,11 +65,11 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
         >>> int(state.evals.model), state.look.x.shape
         (10, (3,))
     """
-    x = x if isinstance(x, jax.Array) else jnp.asarray(x)
+    x = jnp.asarray(x) if isinstance(x, np.ndarray) else x
     if not (hasattr(sampler, "init") and hasattr(sampler, "step")) or isinstance(sampler, type):
         raise TypeError(f"sampler must be one such as nk.Single(...), got {sampler!r}.")
     _check_inputs(key, x, steps)
-    wrong = _wrong_rows(sampler, steps) | check_schedule(sampler, steps)
+    wrong = _wrong_rows(sampler, steps) | check_schedule(sampler, steps) | refuse_blind(sampler, steps)
     first = jax.tree.map(lambda a: a[0], steps)
     state = sampler.init(jax.random.fold_in(key, Stream.INIT), x, first)
     state = state._replace(status=state.status | jnp.where(wrong, jnp.int32(Status.WRONG_GRID), jnp.int32(0)))
@@ -150,7 +150,8 @@ def _wrong_rows(sampler: Any, steps: Step) -> Any:
     wanted = any(getattr(part, "over_rollouts", False) for part in parts)
     own = all(type(part).__module__.startswith("ntrk_jax.") for part in parts)
     if not is_concrete(steps.alpha_t):
-        counted = steps.alpha_t[-1] >= 1.5
+        done = steps.alpha_t
+        counted = (done[-1] >= 1.5) & jnp.all(done == done[0] + jnp.arange(steps.num_steps, dtype=done.dtype))
         return ~counted & (steps.num_steps > 2) if wanted else counted & own
     done = np.asarray(steps.alpha_t)
     counted = done[-1] >= 1.5 and np.array_equal(done, done[0] + np.arange(steps.num_steps))

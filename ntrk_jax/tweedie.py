@@ -24,7 +24,7 @@ __all__ = ["KINDS", "eps", "from_x0", "score", "to_x0"]
 
 KINDS = ("x0", "eps", "score", "v", "velocity")
 
-LOWEST_ALPHA = 1e-3
+_LOWEST_ALPHA = 1e-3
 
 
 def _check(kind: str, rates: tuple | None) -> None:
@@ -55,9 +55,9 @@ def to_x0(
     if kind == "x0":
         return prediction
     if kind == "eps":
-        return (x - sigma * prediction) / jnp.maximum(alpha, LOWEST_ALPHA)
+        return (x - sigma * prediction) / jnp.maximum(alpha, _LOWEST_ALPHA)
     if kind == "score":
-        return (x + sigma**2 * prediction) / jnp.maximum(alpha, LOWEST_ALPHA)
+        return (x + sigma**2 * prediction) / jnp.maximum(alpha, _LOWEST_ALPHA)
     if kind == "v":
         return (alpha * x - sigma * prediction) / (alpha**2 + sigma**2)
     assert rates is not None

@@ -127,7 +127,7 @@ class Exact:
         mixture: a `targets.GaussianMixture` or `targets.PowerLawField`.
         schedule: t -> (alpha, sigma), the one the sampler uses.
         reward: `rewards.Linear`, `rewards.Quadratic` or another with a closed form.
-        temperature: beta, [], positive; that of the method too, which does not check it.
+        temperature: beta, [], positive; that of the method too (`methods.calibrated` checks it).
 
     Shapes: x [*shape] -> [].
     Cost: no model and no reward call; O(K d^2) for a mixture, two Fourier transforms for a field. The tilted law of a
@@ -158,6 +158,8 @@ class Exact:
     def __post_init__(self) -> None:
         """Tabulate what does not depend on x."""
         object.__setattr__(self, "function", self.mixture.value_function(self.reward, self.temperature))
+        if hasattr(self.mixture, "require_fine"):
+            self.mixture.require_fine(self.reward, self.temperature)
 
     def __call__(self, key: Key, x: Sample, t: Scalar, x0: Any = None, reward: Any = None) -> Array:
         """V_t(x), []; the key, x0 and the reward are not used."""

@@ -106,12 +106,19 @@ def test_a_network_of_noise_is_not_asked_for_x0_where_it_has_none_to_tell(kind):
         sampler = nk.Single(nk.Look(nk.replace(model, **changed)), nk.kernels.DDIM())
         return int(run(sampler, jax.random.key(0), x, rows)[0].status)
 
-    with pytest.raises(ValueError, match=f"predicts {kind} says next to nothing of x0 where alpha = 0"):
+    with pytest.raises(ValueError, match=f"predicts {kind} says nothing of x0 where alpha = 0"):
         nk.run(nk.Single(nk.Look(model), nk.kernels.DDIM()), jax.random.key(0), x, pure)
     assert status(pure) & nk.Status.WRONG_GRID
     assert (status(below), status(pure, kind="v")) == (0, 0)
     for axis in (nk.schedules.VPLinear(), nk.schedules.VE(), nk.schedules.EDM()):
-        assert status(nk.grid(axis, nk.grids.uniform(8)), schedule=axis) == 0
+        for num in (1, 8):
+            assert status(nk.grid(axis, nk.grids.uniform(num)), schedule=axis) == 0
+    assert (status(pure.rows(24)), status(nk.grids.usual(model, schedule(), 2))) == (0, 0)
+    elsewhere, flow = nk.replace(model, schedule=nk.schedules.VPLinear()), nk.schedules.RectifiedFlow()
+    rows = nk.grid(flow, nk.grids.uniform(8))
+    for inner, own, expected in ((elsewhere, nk.schedules.VPLinear(), 0), (model, schedule(), nk.Status.WRONG_GRID)):
+        moved = nk.Single(nk.Look(nk.models.Reschedule(inner, own, flow)), nk.kernels.DDIM())
+        assert int(run(moved, jax.random.key(0), x, rows)[0].status) & nk.Status.WRONG_GRID == expected
 
 
 def test_score_is_that_of_the_mixture():

@@ -82,3 +82,12 @@ def test_flows_that_cannot_be_integrated_are_refused():
             flow_of(schedules.VPCosine(), **options)
     with pytest.raises(ValueError, match="was made for"):
         ProbabilityFlow(models.Exact(LAW, schedules.VPCosine()), schedules.VPLinear())
+
+
+def test_a_network_of_noise_has_a_likelihood():
+    """The flow's own range of times ends before alpha = 0, where such a network says nothing."""
+    schedule = schedules.VPCosine()
+    model = models.FlaxDenoiser(lambda w, x, t: schedule(t)[1] * x, "eps", {}, schedule)  # data N(0, I): eps = sigma x
+    x = jnp.array([0.3, -0.2])
+    got = jax.jit(ProbabilityFlow(model, schedule).log_prob)(x)
+    np.testing.assert_allclose(got, -np.log(2 * np.pi) - 0.5 * float(x @ x), atol=2e-3)

@@ -47,6 +47,15 @@ def test_weighted_sums_keep_their_closed_form():
         rewards.Weighted((rewards.Clipped(parts[0]),), (1.0,)).quadratic()
 
 
+def test_sums_without_a_linear_part_are_tilted():
+    law = targets.GaussianMixture(np.ones(1), np.ones((1, 2)), np.eye(2)[None])
+    for part in (rewards.Quadratic(0.5), rewards.Quadratic(0.5 * np.eye(2))):
+        both = rewards.Weighted((part, part), (0.5, 1.5))
+        one = rewards.Quadratic(1.0)
+        for of in (lambda r: targets.tilt(law, r).log_normalizer, lambda r: targets.expected_reward(law, r)):
+            np.testing.assert_allclose(of(both), of(one), rtol=1e-6)
+
+
 def test_clipped_stops_value_and_gradient():
     reward = rewards.Clipped(rewards.Linear(A), -1.0, 1.0)
     assert float(reward(X)) == -1.0

@@ -91,6 +91,11 @@ def test_draws_of_the_posterior():
     np.testing.assert_allclose(np.cov(draws.reshape(20000, -1).T), cov, atol=0.03)
 
 
+def test_a_convex_reward_has_a_mean_though_no_tilt():
+    field, reward = targets.PowerLawField((4, 4)), rewards.Quadratic(-5.0, np.zeros(16))
+    np.testing.assert_allclose(field.expected_reward(reward), 2.5 * 16, rtol=1e-5)
+
+
 def test_bad_fields_are_refused():
     with pytest.raises(ValueError, match="shape must be"):
         targets.PowerLawField((8,))

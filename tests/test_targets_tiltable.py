@@ -202,10 +202,38 @@ def test_a_grid_too_coarse_for_its_reward_is_refused():
     wide = targets.GaussianMixture(np.ones(1), np.zeros((1, 2)), 9 * np.eye(2)[None])
     thin, noise = rewards.Ring(3.0, 0.1), (jnp.zeros(2), 0.0, 1.0)
     with pytest.raises(ValueError, match="they miss log Z by 0.67; give Tiltable a larger num_nodes"):
-        targets.Tiltable(wide).value_function(thin)
+        nk.values.Exact(targets.Tiltable(wide), nk.schedules.VPCosine(), thin)
     fine = targets.Tiltable(wide, num_nodes=161)
     exact = float(targets.tilt(fine, thin).log_normalizer)
     np.testing.assert_allclose(fine.value_function(thin)(*noise), exact, atol=0.01)
+
+
+def test_values_are_made_in_a_program_and_in_stacks():
+    law, ring, x = targets.Tiltable(targets.skewed(2).mixture), rewards.Ring(2.0, 1.0), jnp.asarray(POINT)
+    exact, other = nk.values.Exact(law, nk.schedules.VPCosine(), ring), nk.schedules.VPLinear()
+    want = targets.value(law, ring, 1.0, x, 0.6, 0.8)
+    np.testing.assert_allclose(jax.jit(lambda x: targets.value(law, ring, 1.0, x, 0.6, 0.8))(x), want, rtol=1e-6)
+    made = jax.jit(lambda x: nk.replace(exact, schedule=other)(None, x, 0.4))(x)
+    np.testing.assert_allclose(made, nk.replace(exact, schedule=other)(None, x, 0.4), rtol=1e-6)
+    pair = law.value_function(ring, jnp.array([1.0, 2.0]))
+    both = jax.vmap(lambda t: nk.replace(pair, temperature=t)(x, 0.6, 0.8))(pair.temperature)
+    np.testing.assert_allclose(both[0], want, rtol=1e-6)
+    assert nk.values.Exact(law, other, rewards.Ring(jnp.array([2.0, 1.5]), 1.0)).temperature == 1.0
+
+
+def test_gradients_at_high_temperatures_are_those_of_the_mean():
+    law, x = targets.Tiltable(targets.skewed(2).mixture), jnp.asarray(POINT)
+    for reward in (rewards.HalfSpace(jnp.array([1.0, 0.5]), 0.7, 3.0), rewards.Ring(2.0, 1.0)):
+        slope = jax.grad(lambda x, t, r=reward: targets.value(law, r, t, x, 0.6, 0.8))
+        low, high = (slope(x, t) for t in (1e4, 1e9))
+        np.testing.assert_allclose(high, low, rtol=2e-3, atol=1e-4)
+
+
+def test_a_half_space_is_known_by_its_plane():
+    law = targets.tilt(targets.Tiltable(targets.skewed(2).mixture), rewards.HalfSpace(jnp.array([1.0, 0.5]), 0.7, 3.0))
+    alike = [(jnp.array([1.0, 0.5]), jnp.float32(0.7)), (jnp.array([[2.0, 1.0]]), 1.4), ([1.0, 0.5], 0.7)]
+    means = [float(law.mixture.expected_reward(rewards.HalfSpace(*plane, 3.0))) for plane in alike]
+    np.testing.assert_allclose(means, means[0], rtol=1e-6)
 
 
 def test_answers_have_the_shape_of_the_question_and_floats_for_integers():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import ntrk_jax as nk
 from ntrk_jax.cli.console import BadInput, user_input
-from ntrk_jax.cli.problems import Named, is_number, parse, rows_of
+from ntrk_jax.cli.problems import Named, is_number, parse
 
 __all__ = ["ROLLOUTS", "Choices", "aimed_temperature", "build", "prepare"]
 
@@ -36,7 +36,7 @@ def prepare(method: str, task: Named, choices: Choices, num_steps: int) -> tuple
     Raises:
         BadInput: if the method is unknown or cannot use one of the options.
     """
-    grid = rows_of(task.model, task.schedule, num_steps)
+    grid = nk.grids.usual(task.model, task.schedule, num_steps)
     sampler = build(method, task, choices, grid)
     entry = nk.methods.CATALOGUE[method]
     aimed = aimed_temperature(method, choices)

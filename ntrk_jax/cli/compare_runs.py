@@ -26,7 +26,7 @@ import numpy as np
 import ntrk_jax as nk
 from ntrk_jax.cli.build import Choices, build
 from ntrk_jax.cli.console import BadInput, user_input
-from ntrk_jax.cli.problems import Named, parse, rows_of
+from ntrk_jax.cli.problems import Named, parse
 
 __all__ = ["EXACT", "TEMPERATURE", "Budget", "Draws", "Made", "Program", "make", "rows_for"]
 
@@ -133,7 +133,7 @@ def _particles(budget: Budget) -> int:
 
 
 def _grid(task: Named, num_steps: int) -> tuple[Any, Any]:
-    rows = rows_of(task.model, task.schedule, num_steps)
+    rows = nk.grids.usual(task.model, task.schedule, num_steps)
     return rows, rows.sigma_t[0]
 
 
@@ -224,7 +224,8 @@ def _batch(made: Made, task: Named, num: int) -> int:
     """Draws at a time, so that what a row holds of them stays within memory; equal parts of all draws."""
     size = math.prod(task.shape)
     law = getattr(getattr(getattr(made.sampler, "look", None), "model", None), "target", task.law)
-    points = size * getattr(law, "num_components", 1) * getattr(law, "num_nodes", 1) ** 2
+    nodes = law.num_nodes if hasattr(law, "columns") else 1  # a law by quadrature
+    points = size * getattr(law, "num_components", 1) * nodes**2
     tree = 6 * size * (made.num_particles or 1) if hasattr(made.sampler, "grid") else 0
     one = max(4 * points, 2048) * max(1, math.prod(made.lead)) + tree
     parts = math.ceil(num / max(1, min(_MOST_DRAWS, _MEMORY // one)))

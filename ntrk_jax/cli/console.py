@@ -45,7 +45,7 @@ class OneLineErrors(click.Group):
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
                 stream.reconfigure(errors="replace")  # a terminal without a plus-minus sign must not lose a run
         try:
             status = super().main(*args, standalone_mode=False, **extra)

@@ -10,7 +10,7 @@ import click
 
 from ntrk_jax.cli.console import Progress, print_table, user_input
 from ntrk_jax.cli.outputs import machine, refuse_existing, staged, to_json, versions
-from ntrk_jax.cli.problems import rows_of
+from ntrk_jax.grids import usual
 
 __all__ = ["demo"]
 
@@ -70,7 +70,7 @@ def _studies(model: Any, plan: _Plan) -> tuple[list[Any], Any]:
     from ntrk_jax.cli import digits_study, mixture_study
 
     methods = digits_study.digit_methods(tuple(model.data.shape[1:]), plan.particles)
-    steps = rows_of(model.denoiser, model.schedule, plan.num_steps)
+    steps = usual(model.denoiser, model.schedule, plan.num_steps)
     asked = jnp.asarray([plan.digits[i % len(plan.digits)] for i in range(plan.num)])
     outcomes = []
     with Progress(len(methods) * len(plan.seeds) + 1 + 2 * len(plan.mixture_steps)) as progress:

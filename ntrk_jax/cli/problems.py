@@ -49,12 +49,6 @@ class Named(NamedTuple):
             return None
 
 
-def rows_of(model: Any, schedule: Any, num_steps: int) -> nk.Step:
-    """The rows of a uniform grid from pure noise, or from just below for a network that predicts the noise."""
-    noisy = getattr(model, "kind", "x0") in ("eps", "score")
-    return nk.grid(schedule, nk.grids.uniform(num_steps, start=0.98 if noisy else 1.0))
-
-
 def problem(
     name: str, *, schedule: str | None = None, digit: int | None = None, checkpoint: Path | None = None,
     tables: dict[str, Any] | None = None, observed: int | None = None, instance: int | None = None,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import ntrk_jax as nk
 from ntrk_jax.cli.console import BadInput, Finite, Progress, print_table, table
 from ntrk_jax.cli.outputs import machine, refuse_existing, staged, to_json, versions
-from ntrk_jax.cli.problems import Named, problem, rows_of
+from ntrk_jax.cli.problems import Named, problem
 from ntrk_jax.cli.runs import draw_samples
 from ntrk_jax.cli.unfinished import kept, open_work
 
@@ -158,7 +158,7 @@ def _guided(task: Named, value: Any, beta: float, num: int, seed: int, num_steps
     """Samples [num, *shape] of the deterministic flow whose score is guided by a value."""
     rule = nk.guidance.Twisted(1.0 / beta, noiseless=True)
     sampler = nk.Single(nk.Look(task.model, task.reward, grad=True, value=value), nk.kernels.DDIM(0.0), rule)
-    steps = rows_of(task.model, task.schedule, num_steps)
+    steps = nk.grids.usual(task.model, task.schedule, num_steps)
     return jnp.asarray(draw_samples(sampler, seed, steps, task.shape, num, batch=min(num, 1024)).x)
 
 

@@ -49,7 +49,8 @@ def calibrated(model: Denoiser, reward: Reward, shape: tuple[int, ...], *, tempe
     A value that knows its own temperature must have this one: it is what the law aimed at depends on.
     """
     own = getattr(parts.get("value"), "temperature", temperature)
-    if is_concrete(own) and is_concrete(temperature) and not np.allclose(own, temperature, rtol=1e-6):
+    single = is_concrete(own) and is_concrete(temperature) and np.ndim(own) == np.ndim(temperature) == 0
+    if single and not np.isclose(float(own), float(temperature), rtol=1e-2):
         raise ValueError(f"the value was made for temperature {own}, and the method aims at {temperature}.")
     return ntrk(model, reward, shape, strength=Calibrated(temperature), where="mixed", **parts)
 

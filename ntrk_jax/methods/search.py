@@ -77,7 +77,7 @@ def beam(
 
     keep: 2 unless given, 1 of two particles; with as many as particles nothing would be selected.
     """
-    keep = min(2, max(1, num_particles // 2)) if keep is None else keep
+    keep = min(2, max(1, num_particles - 1)) if keep is None else keep
     if is_concrete(keep) and np.any(np.asarray(keep) >= max(2, num_particles)):
         raise ValueError(f"keep must be below num_particles={num_particles}, got {keep}: nothing would be selected.")
     single = Single(_look(model, reward, guidance, value), kernel or DDIM(eta=1.0), guidance)
@@ -130,6 +130,8 @@ def ttsnap(
     """
     if not all(0.0 < f <= 1.0 for f in fractions):
         raise ValueError(f"fractions must lie in (0, 1], got {fractions}.")
+    if list(times) != sorted(times, reverse=True):
+        raise ValueError(f"times must fall, as fractions[j] is of those that live at times[j], got {times}.")
     plan = Pruned(times, survivors_of(num_particles, fractions))
     return Beam(Single(Look(model, reward, value=value), kernel or DDIM(eta=1.0)), plan, num_particles, chunk)
 

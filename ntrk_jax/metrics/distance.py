@@ -63,7 +63,7 @@ def sliced_wasserstein(key: Key, x: Array, y: Array, *, num_projections: int = 1
 def _power_mean(values: Array, weights: Array, order: float) -> Array:
     """(sum_i w_i v_i^order)^(1 / order) for v >= 0, at any scale and order."""
     top = jax.lax.stop_gradient(jnp.max(values))
-    top = jnp.where(top > 0, top, jnp.ones_like(top))
+    top = jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
     mean = jnp.sum(weights.astype(values.dtype) * (values / top) ** order)
     equal = mean == 0  # the derivative at 0 is 0 and not infinite
     return jnp.where(equal, 0.0, top * jnp.where(equal, 1.0, mean) ** (1.0 / order))
@@ -179,8 +179,17 @@ def _pair(x: Array, y: Array) -> tuple[Array, Array]:
         raise ValueError(
             f"two sets of samples must be [n, *shape] and [m, *shape] with n, m >= 1, got {x.shape} and {y.shape}."
         )
-    dtype = jnp.promote_types(algebra_dtype(x), algebra_dtype(y))
+    dtype = widest(x, y)
     return tuple(jnp.asarray(a.reshape(a.shape[0], -1), dtype) for a in (x, y))  # type: ignore[return-value]
+
+
+def widest(x: Array, y: Array) -> Any:
+    """The dtype that two sets of samples are compared in: at least float32, the widest for whole numbers."""
+    return jnp.promote_types(*(_kind(a) for a in (x, y)))
+
+
+def _kind(x: Array) -> Any:
+    return algebra_dtype(x) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)
 
 
 def _coupling(n: int, m: int) -> tuple[Any, Any, np.ndarray]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import algebra_dtype, root
+from ntrk_jax.core import root
+from ntrk_jax.metrics.distance import widest
 from ntrk_jax.typing import Array
 
 __all__ = ["nearest_distance", "nearest_index"]
@@ -49,7 +50,7 @@ def _nearest(x: Array, reference: Array) -> tuple[Array, Array]:
         raise ValueError(
             f"samples and reference must be [n, *shape] and [m, *shape], got {x.shape} and {reference.shape}."
         )
-    dtype = jnp.promote_types(algebra_dtype(x), algebra_dtype(reference))
+    dtype = widest(x, reference)
     points, rows = (jnp.asarray(a.reshape(a.shape[0], -1), dtype) for a in (x, reference))
 
     def one(point: Array) -> tuple[Array, Array]:

@@ -88,9 +88,8 @@ def _add(total: tuple[Any, Any, Any], weight: Any, part: tuple[Any, Any, Any]) -
         q = w * q
         size = max(np.shape(q)[:1] + (() if p is None else np.shape(p)[:1]), default=0)
         p = q if p is None else _square(xp, p, size) + _square(xp, q, size)
-    b, d = b.reshape(-1), w * d.reshape(-1)
-    size = (max(b.size, d.size),)
-    return p, xp.broadcast_to(b, size) + xp.broadcast_to(d, size), c + w * e
+    b, d = (v.reshape(-1) if v.ndim else v for v in (b, d))
+    return p, b + w * d, c + w * e
 
 
 def _number(xp: Any, x: Any) -> Any:

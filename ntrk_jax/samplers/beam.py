@@ -239,15 +239,12 @@ class Pruned:
     copies = False
 
     def __post_init__(self) -> None:
-        """Refuse lists of different lengths, times that do not fall and survivors that rise."""
+        """Refuse lists of different lengths."""
         if np.shape(self.times) != np.shape(self.survivors) or np.ndim(self.times) != 1:
             raise ValueError(
                 f"Pruned needs one number of survivors for each time, got shapes {np.shape(self.survivors)} and "
                 f"{np.shape(self.times)}."
             )
-        known = all(map(is_concrete, (*self.times, *self.survivors)))
-        if known and (np.any(np.diff(self.times) >= 0) or np.any(np.diff(self.survivors) > 0)):
-            raise ValueError(f"Pruned times must fall and survivors not rise, got {self.times} and {self.survivors}.")
 
     def __call__(self, row: Array, step: Step, width: Array, num: int) -> tuple[Array, Array]:
         """The living paths; those that survive the times passed."""

@@ -135,6 +135,13 @@ class WarmStart:
 
         seen, evals, status = jax.vmap(look)(jax.random.split(key_start, chains), x[:chains])
         kept = -(-num // chains)
+        finite = jnp.where(jnp.isfinite(seen.value), seen.value, jnp.inf)
+        floor = jnp.where(jnp.any(jnp.isfinite(finite)), jnp.min(finite), 0.0).astype(seen.value.dtype)
+
+        def hoped(look: Lookahead) -> Lookahead:
+            """What is forbidden by its plug-in may yet come back: it counts as the lowest value at the starts."""
+            return look._replace(value=jnp.where(jnp.isneginf(look.value), floor, look.value))
+
         scale = jnp.asarray(first.sigma_t, seen.x0.dtype)
 
         def advance(carry: tuple, index: Array) -> tuple[tuple, Lookahead]:
@@ -142,14 +149,14 @@ class WarmStart:
             keys = jax.random.split(jax.random.fold_in(key_run, index), (chains, 3))
             x = jax.vmap(self.chain.propose, (0, 0, None))(keys[:, 0], seen, scale)
             new, spent, bits = jax.vmap(look)(keys[:, 1], x)
+            new = hoped(new)
             ratio = jax.vmap(self.chain.log_accept, (0, 0, None))(new, seen, scale)
-            forbidden = jnp.isneginf(new.value) & jnp.isneginf(seen.value)
-            ratio = jnp.where(forbidden, jnp.zeros_like(ratio), ratio)  # a chain may leave where it may not be
             coins = jax.vmap(lambda k: jax.random.uniform(k, (), ratio.dtype))(keys[:, 2])
             accept = jnp.where(jnp.isfinite(ratio), jnp.log(coins) < ratio, jnp.isfinite(new.value))
             seen = jax.tree.map(lambda a, b: jnp.where(_wide(accept, a), a, b), new, seen)
             return (seen, evals + spent, status | bits), seen
 
+        seen = hoped(seen)
         burn = self.chain.num_burn
         seen, evals, status = vary((seen, evals, status), (key, x, first))
         carry, _ = jax.lax.scan(lambda c, i: (advance(c, i)[0], None), (seen, evals, status), jnp.arange(burn))

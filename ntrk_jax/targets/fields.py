@@ -147,20 +147,23 @@ class PowerLawField:
     def value_function(self, reward: Any, temperature: Scalar = 1.0) -> FieldValue:
         """The function (x, alpha, sigma) -> [] that `targets.value` evaluates."""
         tilted.check_temperature(temperature, finite=True)
+        value = self._value(reward, temperature)
+        if tilted.all_concrete(self, value.p, temperature):
+            tilted.require_normalizable(1.0 + np.asarray(value.p) / np.asarray(temperature) * np.asarray(self.spectrum))
+        return value
+
+    def _value(self, reward: Any, temperature: Scalar) -> FieldValue:
         p, b, c = tilted.quadratic_of(reward, self.dim, self.spectrum.dtype, jnp)
         if p is not None and p.ndim:
             raise ValueError(
                 "a field is tilted in closed form by a quadratic reward whose precision is a number (it must keep the "
                 f"Fourier basis), got a matrix {p.shape}; use rewards.Quadratic(number, linear) or a GaussianMixture."
             )
-        p = jnp.zeros((), b.dtype) if p is None else p
-        if tilted.all_concrete(self, p, temperature):
-            tilted.require_normalizable(1.0 + np.asarray(p) / np.asarray(temperature) * np.asarray(self.spectrum))
-        return FieldValue(self, p, b.reshape(self.shape), c, temperature)
+        return FieldValue(self, jnp.zeros((), b.dtype) if p is None else p, b.reshape(self.shape), c, temperature)
 
     def expected_reward(self, reward: Any) -> Array:
         """E[r(x)] in closed form, []; see `targets.expected_reward`."""
-        law, mean = self.value_function(reward), self.mean()
+        law, mean = self._value(reward, 1.0), self.mean()
         return law.reward(mean) - 0.5 * law.p * self._sum(jnp.broadcast_to(self.spectrum, self._half()))
 
     def _half(self) -> tuple:

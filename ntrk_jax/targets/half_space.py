@@ -136,8 +136,8 @@ class HalfSpaceTilt:
         """
         if not isinstance(reward, HalfSpace):
             raise TypeError(f"the law knows the mean of half-space rewards, got {type(reward).__name__}.")
-        planes = [(r.a, r.threshold) for r in (reward, self.reward)]
-        if all_concrete(planes) and not all(map(np.array_equal, *planes)):
+        planes = [(jnp.asarray(r.a), jnp.asarray(r.threshold)) for r in (reward, self.reward)]
+        if all_concrete(planes) and not np.allclose(*(_plane(*plane) for plane in planes), rtol=1e-5):
             raise ValueError("the law knows the mean of half-space rewards of its own plane, got another; use draws.")
         low = contract("k,k->", self.weights, _tilted(self.mixture, self.reward, self.temperature)[2])
         return jnp.where(low > 0, -jnp.asarray(reward.penalty, low.dtype) * low, jnp.zeros_like(low))
@@ -163,11 +163,18 @@ def _tilted(law: GaussianMixture, reward: HalfSpace, temperature: Scalar) -> tup
     return law.logits + logs, law.means + slope * gain[:, None], jnp.exp(below - logs)
 
 
+def _plane(a: Array, threshold: Array) -> np.ndarray:
+    """A normal of length 1 and the threshold in its units, [d + 1]."""
+    both = np.append(np.asarray(a, np.float64).ravel(), np.asarray(threshold, np.float64))
+    return both / np.linalg.norm(both[:-1])
+
+
 def _sides(law: GaussianMixture, reward: HalfSpace) -> tuple[Array, Array, Array]:
     """Of a.x under each component: standard deviations from the threshold [K], S_k a [K, d], standard deviation [K]."""
     dtype = law.means.dtype
-    if np.size(reward.a) != law.dim:
-        raise ValueError(f"the half-space must have as many entries as the law, {law.dim}, got {np.size(reward.a)}.")
+    if jnp.asarray(reward.a).size != law.dim:
+        given = jnp.asarray(reward.a).size
+        raise ValueError(f"the half-space must have as many entries as the law, {law.dim}, got {given}.")
     a, threshold = jnp.asarray(reward.a, dtype).reshape(-1), jnp.asarray(reward.threshold, dtype)
     turned = contract("kij,i->kj", law.eigenvectors, a)
     slope = contract("kij,kj->ki", law.eigenvectors, law.eigenvalues * turned)

@@ -160,8 +160,9 @@ class PlanarTilt:
 def refuse_coarse(value: PlanarValue) -> None:
     """Refuse a grid too coarse for its reward: by its log Z at pure noise, where components are widest."""
     temperature = float(value.temperature)
-    exact = _totals(value.mixture, _table(value.mixture, value.reward, temperature)[1])[1]
-    error = abs(float(_at_pure_noise(value)) / temperature - exact)
+    with jax.ensure_compile_time_eval():  # also where it is made in a program of numbers that are known
+        exact = _totals(value.mixture, _table(value.mixture, value.reward, temperature)[1])[1]
+        error = abs(float(_at_pure_noise(value)) / temperature - exact)
     if not error < _COARSE:
         raise ValueError(
             f"the reward varies too fast for {value.num_nodes} x {value.num_nodes} nodes a component: they miss log Z "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,6 +25,14 @@ def _quadratic(reward: Any) -> bool:
     try:
         return hasattr(reward, "quadratic") and bool(reward.quadratic())
     except TypeError:
+        return False
+
+
+def _of_one(reward: Any) -> bool:
+    """Whether a reward gives one number: a stack of rewards, to be mapped over, does not."""
+    try:
+        return jax.eval_shape(reward, jax.ShapeDtypeStruct((2,), jnp.float32)).shape == ()
+    except (TypeError, ValueError):
         return False
 
 
@@ -48,7 +57,7 @@ class Tiltable:
 
     Raises:
         TypeError: if the law is no `GaussianMixture`; by the methods below, for a reward that none of the rows covers.
-        ValueError: by the methods below, if the reward varies too fast for `num_nodes`.
+        ValueError: by `values.Exact` and `require_fine`, if the reward varies too fast for `num_nodes`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,10 +101,15 @@ class Tiltable:
             return self.mixture.value_function(reward, temperature)
         if not self._planar(reward):
             return HalfSpaceValue(self.mixture, reward, temperature)
+        return PlanarValue(self.mixture, reward, temperature, self.num_nodes)
+
+    def require_fine(self, reward: Any, temperature: Scalar = 1.0) -> None:
+        """Raise ValueError if the reward varies too fast for `num_nodes`, where all is known and of one object."""
+        if _quadratic(reward) or not self._planar(reward) or np.ndim(temperature):
+            return
         value = PlanarValue(self.mixture, reward, temperature, self.num_nodes)
-        if tilted.all_concrete(value):
+        if tilted.all_concrete(value) and _of_one(reward):
             refuse_coarse(value)
-        return value
 
     def expected_reward(self, reward: Any) -> Array:
         """E[r(x)] under this law, []; see `targets.expected_reward`."""

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from ntrk_jax import config
 from ntrk_jax.core import Denoiser, Reward, Step
-from ntrk_jax.grids import check_schedule, grid, uniform
+from ntrk_jax.grids import check_schedule, usual
 from ntrk_jax.methods import tds
 from ntrk_jax.models.value_nets import ValueMLP
 from ntrk_jax.run import run
@@ -155,7 +155,7 @@ def smc_draws(
     Density: the law of the discretised base sampler tilted by the reward, in the limit of many particles.
     """
     sampler = tds(model, reward, shape, temperature=temperature, num_particles=num_particles, value=value)
-    steps = grid(schedule, uniform(num_steps))
+    steps = usual(model, schedule, num_steps)
     pick_key, run_key = jax.random.split(key)
     keys = jax.random.split(run_key, -(-num // num_particles))
 

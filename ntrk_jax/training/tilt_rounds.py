@@ -223,7 +223,7 @@ def _settled(plan: TiltPlan, a: float, rewards: np.ndarray, skewed: bool) -> Til
     if plan.method != "auto":
         return plan
     share = effective_share(rewards)
-    shown = share >= LEAP or (abs(skewness(rewards)) > LOPSIDED and share * rewards.size >= ENOUGH)
+    shown = share >= LEAP or (abs(skewness(rewards)) > LOPSIDED and share * plan.num_samples >= ENOUGH)
     if a > 0.0 or (plan.num_rounds, plan.ess) != (None, None) or not shown:
         return replace(plan, method="implicit" if skewed else "explicit")
     more = {"num_steps": 5 * plan.num_steps, "rate": 2.0 * plan.rate, "decay": max(plan.decay, 0.998)}
