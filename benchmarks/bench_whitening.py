@@ -87,7 +87,8 @@ def channel_bound(g, limit=5.0):
 
     high = chi2_limit(len(g), limit) / chi2_limit(g.size, -limit)
     low = chi2_limit(len(g), -limit) / chi2_limit(g.size, limit)
-    squares = high * i.size * chi2_limit(i.size, limit) / (len(g) - 2)
+    dof = len(g) - 1.0
+    squares = high * i.size * chi2_limit(i.size, limit) / (dof * ((8 * dof + 1) / (8 * dof + 3)) ** 2)
     values, vectors = np.linalg.eigh(g.T @ g / np.sum(g * g))
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 

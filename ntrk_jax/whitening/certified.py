@@ -22,7 +22,7 @@ The cosine that can be kept is bounded by the battery itself. Let the input be a
 and let X [n, C] have channels of energy n d_c, sum d_c = C, and correlations r_ij. Its cosine to the input is at most
 sqrt(v' G v) / C with G_ij = r_ij sqrt(d_i d_j), hence, by Cauchy and Schwarz and sum_{i<j} d_i d_j <= C (C - 1) / 2,
 
-    cosine^2 <= (1 + (C - 1) sqrt(q / (n - 2))) / C,   q = 2 sum_{i<j} (n - 2) r_ij^2 / (C (C - 1)),
+    cosine^2 <= (1 + (C - 1) sqrt(q / (n - 3/2))) / C,   q = 2 sum_{i<j} (n - 3/2) r_ij^2 / (C (C - 1)),
 
 where the battery holds q below the quantile of |z| = 5 of a chi2 of C (C - 1) / 2 degrees of freedom over that number.
 For C = 3 it is 0.69, 0.64 and 0.61 for 16x16, 32x32 and 64x64 places, where `TypicalSet` may keep more than 0.9.
