@@ -197,7 +197,7 @@ def test_one_weighted_round_is_made_where_the_whole_tilt_leaves_a_fifth_effectiv
     far, few = (np.where(np.arange(4000) < n, 0.0, -1000.0) for n in (150, 50))  # explicit steps end beyond a cliff
     quadratic = -8.0 * (normal - 2.0) ** 2  # and blow up with the long tail of a quadratic
     assert all(abs(skewness(r)) > rounds.LOPSIDED for r in (far, few, quadratic))
-    methods = [rounds._settled(TiltPlan(), 0.0, r, True).method for r in (far, few, quadratic, -few)]
+    methods = [rounds._settled(TiltPlan(num_samples=4000), 0.0, r, True).method for r in (far, few, quadratic, -few)]
     assert methods == ["weighted", "implicit", "weighted", "weighted"]
     assert rounds._settled(TiltPlan(num_rounds=3), 0.0, quadratic, True).method == "implicit"
     assert rounds._settled(TiltPlan("implicit"), 0.0, mild, False) == TiltPlan("implicit"), "what was named is kept"

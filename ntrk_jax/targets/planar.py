@@ -43,7 +43,7 @@ class PlanarValue:
         mixture: in two dimensions. reward: [2] -> []. temperature: [], positive.
         num_nodes: of the grid along either axis of a component's posterior, from -6 to 6 of its standard deviations.
             The default is good to single precision where exp(r / temperature) varies over no less than 0.3 of them.
-            `targets.Tiltable` refuses a grid that misses log Z, at pure noise, by 0.02.
+            `values.Exact` refuses a grid that misses log Z, at pure noise, by 0.02.
 
     Shapes: x [2] -> []; differentiable in x.
     Cost: K num_nodes^2 reward calls.
