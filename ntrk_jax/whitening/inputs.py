@@ -72,6 +72,5 @@ def noise_input(z: Array, key: Key | None) -> Prepared:
     opened = _open(z, key)
     top = jnp.max(jnp.abs(opened.values))
     large = top > 1e15
-    small = moderate(opened.values)
-    scale = 1e15 / jnp.where(large, jnp.max(jnp.abs(small)), 1.0).astype(top.dtype)
-    return opened._replace(values=jnp.where(large, small * scale, opened.values))
+    scale = jnp.where(large, 1e15 / jnp.where(large, top, 1.0), 1.0).astype(top.dtype)
+    return opened._replace(values=opened.values * scale)
