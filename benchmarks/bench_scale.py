@@ -70,6 +70,11 @@ def compiled(function, *args):
     return jax.jit(function).lower(*args).compile()
 
 
+def prepared(function, *args):
+    """The compiled program and what it is called with."""
+    return compiled(function, *args), args
+
+
 def memory(program):
     """Bytes of a program's own buffers and of its arguments, or None where the platform does not say."""
     found = program.memory_analysis()
@@ -101,6 +106,8 @@ def main():
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--peak-tflops", type=float)
     args = parser.parse_args()
+    if args.steps < 3:
+        parser.error("--steps: at least 3, as the last step of a grid asks no model and the one timed is the second.")
     machine()
     model, reward, shape, dtype = workload(args)
     case = f"{args.size} {args.latents} {shape} {dtype} {'kept' if args.keep else 'rematerialised'}"
@@ -113,28 +120,26 @@ def main():
 
 def single_steps(args, case, model, reward, shape, steps, key, x):
     """Times of one step and of its parts."""
-    kernel, white = nk.kernels.FlowSDE(), nk.whitening.TypicalSet(shape)
+    kernel, white = nk.kernels.FlowSDE(), jax.device_put(nk.whitening.TypicalSet(shape))
     samplers = {
         "plain": nk.Single(nk.Look(model), kernel),
         "dps": nk.methods.dps(model, reward, shape, kernel=kernel),
         "ntrk": nk.methods.ntrk(model, reward, shape, strength=0.05, whiten=white, kernel=kernel),
     }
     first, row = (jax.tree.map(lambda a, i=i: a[i], steps) for i in (0, 1))
-    look = jax.jit(nk.Look(model, reward, grad=True))
-    grad = look(key, x, row.t)[0].grad
+    one = jax.device_put(nk.whitening.TypicalSet(shape, max_sweeps=1))
     parts = {
-        "forward": (compiled(lambda m, x, t: m(x, t), model, x, row.t), (model, x, row.t)),
-        "forward_backward": (compiled(value_and_grad, model, reward, x, row.t), (model, reward, x, row.t)),
-        "whitening": (compiled(lambda w, g, k: w(g, k), white, grad, key), (white, grad, key)),
+        "forward": prepared(lambda m, x, t: m(x, t), model, x, row.t),
+        "forward_backward": prepared(value_and_grad, model, reward, x, row.t),
     }
-    one = nk.whitening.TypicalSet(shape, max_sweeps=1)
-    parts["one_sweep"] = (compiled(lambda w, g, k: w(g, k), one, grad, key), (one, grad, key))
-    for name, sampler in samplers.items():
-        state = jax.jit(sampler.init)(key, x, first)
-        parts[name] = (
-            compiled(lambda s, k, a, r: s.step(k, a, r), sampler, key, state, row),
-            (sampler, key, state, row),
-        )
+    program, given = parts["forward_backward"]
+    grad = program(*given)[1]
+    for name, w in (("whitening", white), ("one_sweep", one)):
+        parts[name] = prepared(lambda w, g, k: w(g, k), w, grad, key)
+    for name, made in samplers.items():
+        sampler = jax.device_put(made)
+        state = jax.jit(lambda s, k, x, r: s.init(k, x, r))(sampler, key, x, first)
+        parts[name] = prepared(lambda s, k, a, r: s.step(k, a, r), sampler, key, state, row)
     seconds = best([functools.partial(program, *given) for program, given in parts.values()], args.repeats)
     took = dict(zip(parts, seconds, strict=True))
     sweeps = int(white.detailed(grad, key).sweeps)
@@ -168,6 +173,7 @@ def value_and_grad(model, reward, x, t):
 def whole_runs(args, case, model, reward, shape, white, key, x):
     """A run beside as many bare evaluations, and its memory for few and for many steps."""
     sampler = nk.methods.ntrk(model, reward, shape, strength=0.05, whiten=white, kernel=nk.kernels.FlowSDE())
+    sampler = jax.device_put(sampler)
 
     def bare(model, reward, x, times):
         def body(carry, t):
@@ -179,8 +185,7 @@ def whole_runs(args, case, model, reward, shape, white, key, x):
     programs, needs = {}, {}
     for count in (args.steps, 10 * args.steps):
         steps = nk.grid(model.schedule, nk.grids.uniform(count))
-        given = (sampler, key, x, steps)
-        programs[count] = compiled(lambda s, k, x, r: nk.run(s, k, x, r)[0].look.x, *given), given
+        programs[count] = prepared(lambda s, k, x, r: nk.run(s, k, x, r)[0].look.x, sampler, key, x, steps)
         needs[count] = memory(programs[count][0]).get("temporaries")
     steps = nk.grid(model.schedule, nk.grids.uniform(args.steps))
     alone = compiled(bare, model, reward, x, steps.t)

@@ -98,8 +98,10 @@ class VPLinear:
         """The time at which sigma / alpha equals ratio; 1 for any ratio beyond that of t = 1."""
         ratio = _as_time(ratio)
         rise = self.beta_max - self.beta_min
-        b = jnp.minimum(jnp.log1p(jnp.square(jnp.minimum(ratio, 1e15))), self.beta_min + 0.5 * rise)
-        return 2.0 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * rise * b))
+        top = self.beta_min + 0.5 * rise
+        b = jnp.minimum(jnp.log1p(jnp.square(jnp.minimum(ratio, 1e15))), top)
+        t = 2.0 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * rise * b))
+        return jnp.where(b < top, t, jnp.ones_like(t))
 
 
 @pytree

@@ -66,6 +66,13 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in slow]
 
 
+def pytest_runtest_setup(item):
+    """What needs several devices is left out where the platform has fewer (the CPU has four)."""
+    marker = item.get_closest_marker("devices")
+    if marker and jax.device_count() < marker.args[0]:
+        pytest.skip(f"needs {marker.args[0]} devices, has {jax.device_count()}.")
+
+
 def pytest_collection_finish():
     """What is imported stays; the garbage collector need not look at it again."""
     gc.freeze()

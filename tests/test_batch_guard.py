@@ -1,7 +1,6 @@
 """Rewards that fail: what happens to their samples, and to all others."""
 
 import threading
-import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +15,8 @@ NUM = 96
 
 
 def unlucky(x):
-    """About one clean sample in thirteen, by its bytes."""
-    return zlib.crc32(np.asarray(x).tobytes()) % 13 == 0
+    """About one clean sample in thirteen, by the thousandths of its first entry, the same on every device."""
+    return int(abs(1e3 * float(np.ravel(x)[0]))) % 13 == 0
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from batch_cases import STEPS, WEIGHTS, Net, arrays, compiled_once, files, plan
@@ -28,6 +29,7 @@ def alone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.devices(4)
 @pytest.mark.parametrize(("devices", "axes"), [(1, "explicit"), (2, "auto"), (4, "explicit")])
 def test_any_number_of_devices_draws_the_same_bits(alone, tmp_path, devices, axes):
     batch.run(plan(), tmp_path / "store", devices=devices, axes=axes)
@@ -35,6 +37,7 @@ def test_any_number_of_devices_draws_the_same_bits(alone, tmp_path, devices, axe
 
 
 @pytest.mark.slow
+@pytest.mark.devices(4)
 def test_populations_agree_on_any_number_of_devices(tmp_path):
     """The samples bit for bit, the log-weights to rounding."""
     made = nk.methods.tds(Net(WEIGHTS), nk.rewards.Linear(np.ones(8, np.float32)), (8,), num_particles=3)
@@ -48,6 +51,7 @@ def test_populations_agree_on_any_number_of_devices(tmp_path):
 LOOK = nk.Look(Net(WEIGHTS), nk.rewards.Linear(np.ones(8, np.float32)), grad=True)
 
 
+@pytest.mark.devices(4)
 @pytest.mark.parametrize(
     "made",
     [
@@ -67,6 +71,7 @@ def rules(path, leaf):
     return PartitionSpec("data") if path.endswith(".weights") else None
 
 
+@pytest.mark.devices(4)
 @pytest.mark.parametrize("axes", ["auto", "explicit"])
 def test_parameters_sharded_by_rules(alone, tmp_path, axes):
     planned = plan()
@@ -112,7 +117,7 @@ def test_two_processes_draw_the_same_bits_and_are_refused_together(alone, tmp_pa
 
 
 def test_meshes_that_do_not_exist():
-    with pytest.raises(ValueError, match="between 1 and the 4 visible"):
-        batch.make_mesh(5)
+    with pytest.raises(ValueError, match=f"between 1 and the {jax.device_count()} visible"):
+        batch.make_mesh(jax.device_count() + 1)
     with pytest.raises(ValueError, match="auto or explicit"):
         batch.make_mesh(1, "manual")

@@ -132,6 +132,7 @@ def test_traces_with_the_shapes_and_dtypes_of_its_input(name, dtype, shape):
     assert [(a.shape, a.dtype) for a in jax.tree.leaves(after)] == [(a.shape, a.dtype) for a in jax.tree.leaves(state)]
 
 
+@pytest.mark.devices(BATCH)
 @pytest.mark.parametrize("name", rest_slow(NAMES, lambda name: name in KINDS))
 def test_goes_into_shard_map(name):
     """With its check of what varies over the mesh, which loops that begin with constants would not pass."""

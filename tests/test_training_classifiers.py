@@ -34,6 +34,7 @@ def test_logits_have_mean_zero_and_see_every_pixel(apply, init):
     assert jax.eval_shape(apply, params, IMAGE.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
+@jax.default_matmul_precision("highest")  # a GPU multiplies single precision in fewer digits by default
 def test_first_layer_is_a_convolution():
     params = convolution()
     kernel = params["patch"]["kernel"].reshape(3, 3, 2, -1)

@@ -242,3 +242,12 @@ def test_values_print_compare_and_are_refused():
         TypicalSet((4,), relax=2.0)
     with pytest.raises(ValueError, match="built for shape"):
         TypicalSet((4,))(jnp.ones((5,)))
+
+
+def test_an_operator_put_on_a_device_keeps_its_tables_there():
+    shape = (16, 16, 3)
+    host = TypicalSet(shape)
+    there = jax.device_put(host)
+    assert all(isinstance(a, jax.Array) for a in jax.tree.leaves(there))
+    g = jnp.cumsum(jax.random.normal(jax.random.key(0), shape), 0)
+    np.testing.assert_array_equal(there(g, jax.random.key(1)), host(g, jax.random.key(1)))

@@ -129,6 +129,9 @@ def clip_sorted(y: Array, table: Bounds, relax: float = 1.0, beyond: Scalar = 0.
         relax: how far to go, 1 to the bound itself; up to 2 (the mirror image) makes repeated sweeps faster.
         beyond: how much further, [], in the units of y.
     """
+    if y.shape[0] == 1:
+        moved, excess = _clip(y, table.lower[0], table.upper[0], relax, beyond)
+        return moved, jnp.abs(excess[0])
     places = jax.lax.iota(jnp.int32, y.shape[0])
     z, where, rest, where_rest = _sorted(y, places, table)
     z, excess = _clip(z, table.lower, table.upper, relax, beyond)

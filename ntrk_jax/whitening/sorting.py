@@ -1,8 +1,8 @@
 r"""Sorting numbers together with the places they came from, the fast way of each platform.
 
-GPUs and TPUs sort pairs of operands well. XLA on the CPU sorts pairs, and floating-point numbers even alone, with a
-general comparison, but plain integers about five times faster; so there a float32 number and its place are packed into
-one 64-bit integer,
+TPUs sort pairs of operands well. XLA on the CPU sorts pairs, and floating-point numbers even alone, with a general
+comparison, but plain integers about five times faster, and a GPU moves one operand faster than two (up to a fifth); so
+on both a float32 number and its place are packed into one 64-bit integer,
 
     key = bits ^ ((bits >> 31) & 0x7fffffff)          the same order as that of the floats, as signed integers
     packed = key * 2^32 + place
@@ -36,9 +36,14 @@ def sort_with_places(x: Array, places: Array, axis: int) -> tuple[Array, Array]:
     """
     if x.dtype != jnp.float32:
         return _in_pairs(x, places, axis)
-    return jax.lax.platform_dependent(
-        x, places, cpu=lambda x, p: _packed(x, p, axis), default=lambda x, p: _in_pairs(x, p, axis)
-    )
+
+    def packed(x: Array, places: Array) -> tuple[Array, Array]:
+        return _packed(x, places, axis)
+
+    def in_pairs(x: Array, places: Array) -> tuple[Array, Array]:
+        return _in_pairs(x, places, axis)
+
+    return jax.lax.platform_dependent(x, places, cpu=packed, cuda=packed, default=in_pairs)
 
 
 def sort_values(x: Array) -> Array:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,15 +31,16 @@ NUM_SETS = 5
 
 
 class Tables(NamedTuple):
-    """What one domain needs: its tiling order [N], its inverse [N], and the bounds of its statistics."""
+    """What one domain needs: its tiling order [N], its inverse [N], and the bounds of its statistics.
+
+    `tiles` and `total` hold the bounds of means and energies one behind the other, [2, ...], to be sorted together.
+    """
 
     order: Any
     place: Any
     values: Bounds
-    means: Bounds
-    energies: Bounds
-    mean: Bounds
-    energy: Bounds
+    tiles: Bounds
+    total: Bounds
 
 
 @lru_cache(maxsize=64)
@@ -54,29 +56,32 @@ def tables_for(name: str, shape: tuple[int, ...], confidence: float, size: int) 
         order,
         place,
         bounds(n, size, alpha),
-        bounds(m, _ROW_OF_STATISTICS, alpha),
-        bounds(m, _ROW_OF_STATISTICS, alpha, max(d - 1, 1)),
-        bounds(1, 1, alpha),
-        bounds(1, 1, alpha, max(n - 1, 1)),
+        _both(m, d, alpha),
+        _both(1, n, alpha),
     )
 
 
-def _shift_and_scale(
-    rows: Array, means: Bounds, energies: Bounds, relax: float, beyond: Scalar
-) -> tuple[Array, Array]:  # fmt: skip
+def _both(m: int, d: int, alpha: float) -> Bounds:
+    """The bounds of the means and of the energies of m tiles of d, [2, ...]."""
+    pair = (bounds(m, _ROW_OF_STATISTICS, alpha, dof) for dof in (0, max(d - 1, 1)))
+    return Bounds(*map(np.stack, zip(*pair, strict=True)))
+
+
+def _shift_and_scale(rows: Array, table: Bounds, relax: float, beyond: Scalar) -> tuple[Array, Array]:
     """Clip the means and energies of rows [m, d]: the moved rows and the largest violation."""
     d = rows.shape[1]
     root = float(np.sqrt(d))
     mean = jnp.mean(rows, axis=1)
     rest = rows - mean[:, None]
-    new_mean, worst = clip_sorted(mean * root, means, relax, beyond)
+    clip = jax.vmap(lambda y, sets: clip_sorted(y, sets, relax, beyond))
     if d == 1:
-        return (new_mean / root)[:, None], worst
+        new, worst = clip(mean[None] * root, Bounds(*(a[:1] for a in table)))
+        return (new[0] / root)[:, None], worst[0]
     energy = jnp.sqrt(2.0 * jnp.sum(rest * rest, axis=1))
-    new_energy, worst_energy = clip_sorted(energy, energies, relax, beyond)
+    (new_mean, new_energy), worst = clip(jnp.stack([mean * root, energy]), table)
     tiny = jnp.asarray(1e-20, rows.dtype)
     gain = jnp.where(energy > tiny, jnp.maximum(new_energy, 0.0) / jnp.maximum(energy, tiny), 1.0)
-    return (new_mean / root)[:, None] + rest * gain[:, None], jnp.maximum(worst, worst_energy)
+    return (new_mean / root)[:, None] + rest * gain[:, None], jnp.max(worst)
 
 
 def project_domain(y: Array, table: Tables, relax: float, beyond: Scalar = 0.0) -> tuple[Array, Array]:
@@ -88,10 +93,10 @@ def project_domain(y: Array, table: Tables, relax: float, beyond: Scalar = 0.0) 
     n = flat.shape[0]
     m, d = table.values.lower.shape
     moved, worst = clip_sorted(flat, table.values, relax, beyond)
-    _, worst_tiles = _shift_and_scale(flat[: m * d].reshape(m, d), table.means, table.energies, relax, beyond)
-    _, worst_total = _shift_and_scale(flat[None, :], table.mean, table.energy, relax, beyond)
-    rows, _ = _shift_and_scale(moved[: m * d].reshape(m, d), table.means, table.energies, relax, beyond)
+    _, worst_tiles = _shift_and_scale(flat[: m * d].reshape(m, d), table.tiles, relax, beyond)
+    _, worst_total = _shift_and_scale(flat[None, :], table.total, relax, beyond)
+    rows, _ = _shift_and_scale(moved[: m * d].reshape(m, d), table.tiles, relax, beyond)
     moved = jnp.concatenate([rows.reshape(-1), moved[m * d :]]) if m * d < n else rows.reshape(-1)
-    moved, _ = _shift_and_scale(moved[None, :], table.mean, table.energy, relax, beyond)
+    moved, _ = _shift_and_scale(moved[None, :], table.total, relax, beyond)
     worst = jnp.maximum(worst, jnp.maximum(worst_tiles, worst_total))
     return moved.reshape(-1)[table.place].reshape(y.shape), worst
