@@ -14,6 +14,7 @@ __all__ = [
     "require_called",
     "require_count",
     "require_probability",
+    "require_rule",
     "require_scalar",
     "require_times",
     "valueless",
@@ -55,6 +56,15 @@ def require_probability(name: str, value: Any) -> None:
     """Raise ValueError unless `value` is a number strictly between 0 and 1."""
     if np.ndim(value) or isinstance(value, bool | str) or not 0.0 < float(value) < 1.0:
         raise ValueError(f"{name} must lie between 0 and 1, got {value!r}.")
+
+
+def require_rule(what: str, rule: Any) -> None:
+    """Raise TypeError unless `rule` can be called as one and says what a rule says of itself."""
+    refuse_class(what, rule)
+    if not (callable(rule) and hasattr(rule, "needs_grad") and hasattr(rule, "exact")):
+        raise TypeError(
+            f"{what} must be a rule such as nk.guidance.NTRK(...), with needs_grad and exact, got {rule!r}."
+        )
 
 
 def require_times(low: Any, high: Any) -> None:

@@ -23,7 +23,7 @@ from ntrk_jax.typing import Array, Key, Sample, Scalar
 __all__ = [
     "Denoiser", "Evals", "Gaussian", "Guidance", "Info", "Kernel", "Lookahead", "Move", "Resampler",
     "Reward", "Sampler", "State", "Status", "Step", "Stream", "Tilt", "Value", "Whitening", "algebra_dtype",
-    "moderate", "root", "soft_mean",
+    "over_largest", "root", "soft_mean",
 ]  # fmt: skip
 
 
@@ -244,14 +244,17 @@ def root(x: Array) -> Array:
     return jnp.where(none, jnp.zeros_like(x), jnp.sqrt(jnp.where(none, jnp.ones_like(x), x)))
 
 
-def moderate(x: Array) -> Array:
-    """X times a power of two, exactly, where its largest entry is far from 1: 1 / largest is then no denormal number.
+def over_largest(x: Array) -> Array:
+    """X divided by the magnitude of its largest entry, at any scale; zeros stay zeros.
 
-    A number above 2^126 has none that XLA keeps, so that x / largest is 0.
+    Where that is far from 1 it is first brought nearer by a power of two: XLA keeps no 1 / largest of numbers above
+    2^126, which is denormal.
     """
     top = jnp.max(jnp.abs(x))
     far = jnp.where(top < 2.0**-60, 2.0**60, jnp.ones_like(top))
-    return x * jax.lax.stop_gradient(jnp.where(top > 2.0**60, 2.0**-60, far)).astype(x.dtype)
+    x = x * jax.lax.stop_gradient(jnp.where(top > 2.0**60, 2.0**-60, far)).astype(x.dtype)
+    largest = jnp.max(jnp.abs(x))
+    return x / jnp.where(largest > 0, largest, jnp.ones_like(largest))
 
 
 def soft_mean(values: Array, temperature: Scalar, log_weights: Array) -> Array:

@@ -53,9 +53,16 @@ FIRST_TIME = 1e-5
 """The earliest time that is not 0 at which a model is asked."""
 
 
+def _known(*values: Any) -> bool:
+    """Whether all can be judged now: numbers, arrays, and what can be neither."""
+    return all(is_concrete(value) or value is None or isinstance(value, str) for value in values)
+
+
 def _increasing(*values: Any) -> bool:
-    """Whether numbers, or arrays of them that are swept, rise strictly from 0."""
+    """Whether finite numbers, or arrays of them that are swept, rise strictly from 0."""
     known = [np.asarray(value) for value in values]
+    if not all(jnp.issubdtype(a.dtype, np.number) and np.all(np.isfinite(a.astype(float))) for a in known):
+        return False
     return all(np.all(a < b) for a, b in zip([np.zeros(()), *known], known, strict=False))
 
 
@@ -82,9 +89,9 @@ class VPLinear:
 
     def __post_init__(self) -> None:
         """Refuse rates that are not increasing."""
-        if is_concrete(self.beta_min) and is_concrete(self.beta_max):
+        if _known(self.beta_min, self.beta_max):
             ok = _increasing(self.beta_min, self.beta_max)
-            _require(ok, f"VPLinear needs 0 < beta_min < beta_max, got {self.beta_min} and {self.beta_max}.")
+            _require(ok, f"VPLinear needs 0 < beta_min < beta_max, got {self.beta_min!r} and {self.beta_max!r}.")
 
     def __call__(self, t: Scalar) -> tuple[Array, Array]:
         """(alpha, sigma) at t, each of the shape of t."""
@@ -145,9 +152,9 @@ class VE:
 
     def __post_init__(self) -> None:
         """Refuse levels that are not increasing."""
-        if is_concrete(self.sigma_min) and is_concrete(self.sigma_max):
+        if _known(self.sigma_min, self.sigma_max):
             ok = _increasing(self.sigma_min, self.sigma_max)
-            _require(ok, f"VE needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
+            _require(ok, f"VE needs 0 < sigma_min < sigma_max, got {self.sigma_min!r} and {self.sigma_max!r}.")
 
     def __call__(self, t: Scalar) -> tuple[Array, Array]:
         """(alpha, sigma) at t, each of the shape of t."""
@@ -179,8 +186,8 @@ class EDM:
 
     def __post_init__(self) -> None:
         """Refuse a level that is not positive."""
-        if is_concrete(self.sigma_max):
-            _require(_increasing(self.sigma_max), f"EDM needs sigma_max > 0, got {self.sigma_max}.")
+        if _known(self.sigma_max):
+            _require(_increasing(self.sigma_max), f"EDM needs a finite sigma_max > 0, got {self.sigma_max!r}.")
 
     def __call__(self, t: Scalar) -> tuple[Array, Array]:
         """(alpha, sigma) at t, each of the shape of t."""
@@ -209,8 +216,8 @@ class RectifiedFlow:
 
     def __post_init__(self) -> None:
         """Refuse a shift that is not positive."""
-        if is_concrete(self.shift):
-            _require(_increasing(self.shift), f"RectifiedFlow needs shift > 0, got {self.shift}.")
+        if _known(self.shift):
+            _require(_increasing(self.shift), f"RectifiedFlow needs a finite shift > 0, got {self.shift!r}.")
 
     def __call__(self, t: Scalar) -> tuple[Array, Array]:
         """(alpha, sigma) at t, each of the shape of t."""

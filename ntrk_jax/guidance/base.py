@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import refuse_class
+from ntrk_jax.arguments import refuse_class, require_rule
 from ntrk_jax.core import Evals, Gaussian, Guidance, Lookahead, Step, Tilt
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Scalar
@@ -47,13 +47,6 @@ def require(
     if not ok:
         end = ")" if open_above or not np.isfinite(high) else "]"
         raise ValueError(f"{name} must lie in [{low:g}, {high:g}{end}, got {strength}.")
-
-
-def require_rule(what: str, rule: Any) -> None:
-    """Raise TypeError unless `rule` can be called as one and says what a rule says of itself."""
-    refuse_class(what, rule)
-    if not (callable(rule) and hasattr(rule, "needs_grad") and hasattr(rule, "exact")):
-        raise TypeError(f"{what} must be one such as nk.guidance.DPS(...), got {rule!r}.")
 
 
 def passed_on(name: str, *default: Any) -> Any:

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import require_rule
 from ntrk_jax.core import Gaussian, Guidance, Lookahead, Step, Tilt, root
-from ntrk_jax.guidance.base import passed_on, require, require_rule
+from ntrk_jax.guidance.base import passed_on, require
 from ntrk_jax.tree import pytree
 from ntrk_jax.typing import Key, Scalar
 

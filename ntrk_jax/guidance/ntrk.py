@@ -21,7 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ntrk_jax.arguments import refuse_class, require_called
-from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt, Whitening, moderate, root
+from ntrk_jax.core import Gaussian, Lookahead, Step, Tilt, Whitening, over_largest, root
 from ntrk_jax.guidance.base import Strength, require, strength_at
 from ntrk_jax.guidance.shift import ascend, unit
 from ntrk_jax.tree import pytree, static
@@ -181,9 +181,7 @@ class NTRK:
             return jnp.minimum(jnp.square(jnp.minimum(push, 1.0)), self.strength.max_strength)  # no overflow
         if isinstance(self.strength, Calibrated):
             whole = jnp.max(jnp.abs(grad))
-            grad = moderate(grad)
-            largest = jnp.max(jnp.abs(grad))
-            scaled = grad / jnp.where(largest > 0, largest, jnp.ones_like(largest))
-            tilt = base.std / self.strength.temperature * whole * root(jnp.mean(jnp.square(scaled)))
+            mean_square = jnp.mean(jnp.square(over_largest(grad)))
+            tilt = base.std / self.strength.temperature * whole * root(mean_square)
             return jnp.minimum(jnp.square(jnp.minimum(tilt, 1.0)), self.strength.max_strength)  # no overflow
         return jnp.asarray(strength_at(self.strength, step), grad.dtype)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from ntrk_jax import tweedie
 from ntrk_jax.arguments import valueless
-from ntrk_jax.core import Evals, Gaussian, Lookahead, Status, Step, Tilt, moderate, root
+from ntrk_jax.core import Evals, Gaussian, Lookahead, Status, Step, Tilt, over_largest, root
 from ntrk_jax.typing import Array, Key, Sample
 from ntrk_jax.varying import vary
 
@@ -69,9 +69,7 @@ def tweedie_gain(step: Step) -> Array:
 
 def unit(g: Array) -> Array:
     """G scaled to a root mean square of 1, without overflow at any scale; zero stays zero."""
-    g = moderate(g)
-    largest = jnp.max(jnp.abs(g))
-    scaled = g / jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    scaled = over_largest(g)
     rms = root(jnp.mean(jnp.square(scaled)))
     return scaled / jnp.where(rms > 0, rms, jnp.ones_like(rms))
 

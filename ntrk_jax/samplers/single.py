@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.arguments import refuse_class, valueless
+from ntrk_jax.arguments import refuse_class, require_rule, valueless
 from ntrk_jax.core import Guidance, Info, Kernel, State, Step, Stream
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
@@ -69,13 +69,9 @@ def refuse_missing_grad(look: Any, guidance: Any) -> None:
     """Raise ValueError if a rule reads a gradient that its look does not take, TypeError if one is something else."""
     if not hasattr(look, "at"):
         raise TypeError(f"look must be nk.Look(model, reward, ...), got {type(look).__name__}; wrap the model in Look.")
-    refuse_class("guidance", guidance)
     if guidance is None:
         return
-    if not (callable(guidance) and hasattr(guidance, "needs_grad") and hasattr(guidance, "exact")):
-        raise TypeError(
-            f"guidance must be a rule such as nk.guidance.NTRK(...), with needs_grad and exact, got {_name(guidance)}."
-        )
+    require_rule("guidance", guidance)
     if guidance.needs_grad and not look.grad:
         name = type(guidance).__name__
         raise ValueError(f"{name} reads the reward's gradient; use Look(model, reward, grad=True).")

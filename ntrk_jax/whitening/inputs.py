@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.core import algebra_dtype, moderate
+from ntrk_jax.core import algebra_dtype, over_largest
 from ntrk_jax.typing import Array, Key
 
 __all__ = ["NONFINITE_INPUT", "Prepared", "direction", "noise_input", "require_floating"]
@@ -56,11 +56,10 @@ def _open(x: Array, key: Key | None) -> Prepared:
 def direction(g: Array, key: Key | None) -> Prepared:
     """A direction of any scale, [*shape] -> values with norm sqrt(N); zeros and denormals become fresh noise."""
     opened = _open(g, key)
-    values = moderate(opened.values)
-    top = jnp.max(jnp.abs(values))
-    scaled = values / jnp.where(top > 0, top, jnp.ones_like(top))
-    unit = scaled * jax.lax.rsqrt(jnp.mean(scaled * scaled) + jnp.where(top > 0, 0.0, 1.0).astype(scaled.dtype))
-    return opened._replace(values=jnp.where(top > 0, unit, opened.noise))
+    scaled = over_largest(opened.values)
+    some = jnp.max(jnp.abs(scaled)) > 0
+    unit = scaled * jax.lax.rsqrt(jnp.mean(scaled * scaled) + jnp.where(some, 0.0, 1.0).astype(scaled.dtype))
+    return opened._replace(values=jnp.where(some, unit, opened.noise))
 
 
 @jax.jit
