@@ -16,6 +16,7 @@ __all__ = [
     "require_probability",
     "require_rule",
     "require_scalar",
+    "require_schedule",
     "require_times",
     "valueless",
 ]
@@ -43,6 +44,11 @@ def require_called(name: str, value: Any, example: str) -> None:
     refuse_class(name, value)
     if not callable(value):
         raise TypeError(f"{name} must be one such as {example}, got {value!r}.")
+
+
+def require_schedule(schedule: Any) -> None:
+    """Raise TypeError unless it can be called as t -> (alpha, sigma)."""
+    require_called("schedule", schedule, "nk.schedules.VPCosine()")
 
 
 def require_count(least: int = 1, /, **counts: Any) -> None:

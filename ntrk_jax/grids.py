@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_called, require_count
+from ntrk_jax.arguments import require_count, require_schedule
 from ntrk_jax.core import Step
 from ntrk_jax.schedules import FIRST_TIME, Schedule
 from ntrk_jax.tree import is_concrete
@@ -43,7 +43,7 @@ def grid(schedule: Schedule, times: Array) -> Step:
         >>> nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(4)).t.tolist()
         [1.0, 0.75, 0.5, 0.25]
     """
-    require_called("schedule", schedule, "nk.schedules.VPCosine()")
+    require_schedule(schedule)
     times = jnp.asarray(times)
     if not jnp.issubdtype(times.dtype, jnp.floating):
         times = times.astype(jnp.result_type(float))

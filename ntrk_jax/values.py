@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count, require_scalar
+from ntrk_jax.arguments import require_count, require_scalar, require_schedule
 from ntrk_jax.core import soft_mean
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import derived, is_concrete, pytree, static
@@ -98,6 +98,7 @@ class Smoothed:
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
+        require_schedule(self.schedule)
         _check_draws(self.temperature, self.num_samples)
         if is_concrete(self.gamma) and not np.all(np.asarray(self.gamma) >= 0):
             raise ValueError(f"gamma must be at least 0, got {self.gamma}.")
@@ -157,6 +158,7 @@ class Exact:
 
     def __post_init__(self) -> None:
         """Tabulate what does not depend on x."""
+        require_schedule(self.schedule)
         object.__setattr__(self, "function", self.mixture.value_function(self.reward, self.temperature))
         if hasattr(self.mixture, "require_fine"):
             self.mixture.require_fine(self.reward, self.temperature)
@@ -204,6 +206,7 @@ class MonteCarlo:
 
     def __post_init__(self) -> None:
         """Refuse a temperature or a number that means nothing."""
+        require_schedule(self.schedule)
         _check_draws(self.temperature, self.num_samples)
 
     @property

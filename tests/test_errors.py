@@ -8,6 +8,7 @@ from jax.experimental import checkify
 
 import ntrk_jax as nk
 
+MIXTURE = nk.targets.skewed(2)[0]
 STEPS = nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(3))
 X = jnp.ones(3)
 
@@ -65,6 +66,11 @@ def mixed():
         (lambda: nk.schedules.VPLinear("a", "b"), ValueError, "0 < beta_min < beta_max, got 'a' and 'b'"),
         (lambda: nk.schedules.EDM(float("inf")), ValueError, "a finite sigma_max > 0, got inf"),
         (lambda: nk.schedules.VE(0.01, None), ValueError, "0 < sigma_min < sigma_max"),
+        (lambda: nk.values.Smoothed(nk.schedules.VPCosine), TypeError, "schedule must be an object.*VPCosine"),
+        (lambda: nk.values.MonteCarlo(MIXTURE, None), TypeError, "schedule must be one such as"),
+        (lambda: nk.values.Exact(MIXTURE, nk.schedules.VPCosine, total), TypeError, "schedule must be an object"),
+        (lambda: nk.rewards.Weighted(total, 1.0), TypeError, "Weighted needs a tuple of rewards"),
+        (lambda: MIXTURE.tilt(total, 0.0), ValueError, "temperature must be positive, got 0"),
         (lambda: nk.kernels.DDIM("a"), TypeError, "DDIM eta must be a number, got 'a'"),
         (lambda: nk.Look(model, grad=True), ValueError, "needs a reward"),
         (lambda: nk.Look(model, ValueOnly(), grad=True), ValueError, "gives values only"),

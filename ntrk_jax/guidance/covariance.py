@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import require_schedule
 from ntrk_jax.core import algebra_dtype
 from ntrk_jax.guidance.base import require
 from ntrk_jax.guidance.shift import _LOWEST_ALPHA
@@ -78,6 +79,7 @@ class MomentMatched:
 
     def __post_init__(self) -> None:
         """Refuse an unknown covariance, one of unknown size, and numbers that mean nothing."""
+        require_schedule(self.schedule)
         if self.jacobian not in _JACOBIANS:
             raise ValueError(f"jacobian must be one of {', '.join(_JACOBIANS)}, got {self.jacobian!r}.")
         if self.jacobian == "full" and self.size is None:

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count
+from ntrk_jax.arguments import require_count, require_schedule
 from ntrk_jax.core import Denoiser, algebra_dtype
 from ntrk_jax.grids import check_schedule, grid, uniform
 from ntrk_jax.schedules import FIRST_TIME, Schedule
@@ -79,6 +79,7 @@ class ProbabilityFlow:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be integrated."""
+        require_schedule(self.schedule)
         require_count(max_steps=self.max_steps)
         for name in ("rtol", "atol", "min_ratio"):
             value = getattr(self, name)

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntrk_jax.arguments import require_schedule
 from ntrk_jax.models.flax import FlaxDenoiser
 from ntrk_jax.schedules import RectifiedFlow, Schedule
 from ntrk_jax.tree import as_float, pytree, static
@@ -204,6 +205,7 @@ class InferenceDenoiser:
 
     def __post_init__(self) -> None:
         """Refuse an unknown prediction, and take the weights out of the function."""
+        require_schedule(self.schedule)
         if self.kind not in _PREDICTIONS:
             raise ValueError(f"kind must be one of {', '.join(_PREDICTIONS)}, got {self.kind!r}.")
         bare, params = _take(self.function)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ntrk_jax.arguments import require_called
+from ntrk_jax.arguments import require_schedule
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import pytree
 from ntrk_jax.typing import Sample, Scalar
@@ -40,7 +40,7 @@ class Exact:
         """Refuse what is no target and no schedule."""
         if not hasattr(self.target, "denoise"):
             raise TypeError(f"Exact needs a target with denoise(x, alpha, sigma), got {type(self.target).__name__}.")
-        require_called("schedule", self.schedule, "nk.schedules.VPCosine()")
+        require_schedule(self.schedule)
 
     def __call__(self, x: Sample, t: Scalar, cond: Any = None) -> Sample:
         """The Tweedie mean at (x, t); the condition is ignored."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax import tweedie
-from ntrk_jax.arguments import refuse_class, require_called
+from ntrk_jax.arguments import refuse_class, require_schedule
 from ntrk_jax.core import algebra_dtype
 from ntrk_jax.schedules import Schedule, rates
 from ntrk_jax.tree import pytree, static
@@ -72,7 +72,7 @@ class FlaxDenoiser:
         given = type(getattr(self.apply, "fn", self.apply))
         if any(cls.__module__.startswith("flax.linen") for cls in given.__mro__):
             raise TypeError("apply must be a function of (variables, x, t), got a module; pass module.apply.")
-        require_called("schedule", self.schedule, "nk.schedules.VPCosine()")
+        require_schedule(self.schedule)
         if self.kind not in tweedie.KINDS:
             given = repr(self.kind) if isinstance(self.kind, str) else f"a {type(self.kind).__name__}"
             raise ValueError(f"kind must be one of {', '.join(tweedie.KINDS)}, got {given}.")

@@ -46,6 +46,12 @@ class Weighted:
 
     def __post_init__(self) -> None:
         """Refuse weights that do not match."""
+        if not isinstance(self.rewards, tuple | list) or (
+            not isinstance(self.weights, tuple | list) and not np.ndim(self.weights)
+        ):
+            raise TypeError(
+                "Weighted needs a tuple of rewards and as many weights: Weighted((first, second), (1.0, 0.5))."
+            )
         if type(self.weights) in (tuple, list):
             object.__setattr__(self, "weights", type(self.weights)(map(as_float, self.weights)))
         num = len(self.weights) if isinstance(self.weights, (tuple, list)) else np.shape(self.weights)[0]

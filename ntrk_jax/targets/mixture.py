@@ -177,6 +177,7 @@ class GaussianMixture:
 
     def tilt(self, reward: Any, temperature: Scalar = 1.0) -> tilted.Tilted:
         """This law tilted by a linear or quadratic reward; see `targets.tilt`."""
+        tilted.check_temperature(temperature)
         means, covs, log_z, eigen = self._tilted_parts(reward, temperature)
         xp = np if isinstance(means, np.ndarray) else jnp
         logits = xp.asarray(self.logits, means.dtype) + log_z

@@ -61,7 +61,6 @@ def tilt(mixture: Any, reward: Any, temperature: Scalar = 1.0) -> Tilted:
         >>> float(tilted.mixture.means[0, 0]), float(tilted.log_normalizer)
         (2.0, 2.0)
     """
-    check_temperature(temperature)
     return mixture.tilt(reward, temperature)
 
 

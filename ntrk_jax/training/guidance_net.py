@@ -42,7 +42,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count, require_times
+from ntrk_jax.arguments import require_count, require_schedule, require_times
 from ntrk_jax.core import Denoiser, algebra_dtype
 from ntrk_jax.resampling import systematic
 from ntrk_jax.schedules import Schedule
@@ -116,6 +116,7 @@ class ValueLoss:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be minimised."""
+        require_schedule(self.schedule)
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}.")
         if is_concrete(self.temperature) and not np.all(np.asarray(self.temperature) > 0):

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax import tweedie
-from ntrk_jax.arguments import require_times
+from ntrk_jax.arguments import require_schedule, require_times
 from ntrk_jax.core import algebra_dtype
 from ntrk_jax.schedules import Schedule, rates
 from ntrk_jax.tree import is_concrete, pytree, static
@@ -83,6 +83,7 @@ class DenoisingLoss:
 
     def __post_init__(self) -> None:
         """Refuse unknown names and numbers that mean nothing."""
+        require_schedule(self.schedule)
         for name, value, allowed in (
             ("kind", self.kind, tweedie.KINDS), ("times", self.times, TIMES), ("weight", self.weight, WEIGHTS),
         ):  # fmt: skip
