@@ -17,6 +17,7 @@ __all__ = [
     "require_rule",
     "require_scalar",
     "require_schedule",
+    "require_temperature_of",
     "require_times",
     "valueless",
 ]
@@ -73,6 +74,14 @@ def require_rule(what: str, rule: Any) -> None:
         )
 
 
+def require_temperature_of(value: Any, temperature: Any) -> None:
+    """Raise ValueError if a value knows its own temperature and it is another than the method's."""
+    own = getattr(value, "temperature", temperature)
+    single = is_concrete(own) and is_concrete(temperature) and np.ndim(own) == np.ndim(temperature) == 0
+    if single and not np.isclose(float(own), float(temperature), rtol=1e-2):
+        raise ValueError(f"the value was made for temperature {own}, and the method aims at {temperature}.")
+
+
 def require_times(low: Any, high: Any) -> None:
     """Raise ValueError unless 0 <= low <= high <= 1, where both are known."""
     if is_concrete(low) and is_concrete(high):
@@ -83,6 +92,8 @@ def require_times(low: Any, high: Any) -> None:
 
 def require_scalar(value: Any) -> Any:
     """The reward of one sample; raise ValueError unless it is one number."""
+    if value is None:
+        raise ValueError("a reward must return a scalar for one sample, got None; has it a return?")
     if np.shape(value) != ():
         raise ValueError(f"a reward must return a scalar for one sample, got shape {np.shape(value)}; sum or index it.")
     return value

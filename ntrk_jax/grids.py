@@ -21,7 +21,7 @@ from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Scalar
 
 __all__ = [
-    "check_schedule", "circle", "grid", "karras", "refuse_blind", "shifted", "trailing", "uniform", "usual",
+    "check_schedule", "circle", "grid", "karras", "noisiest", "refuse_blind", "shifted", "trailing", "uniform", "usual",
 ]  # fmt: skip
 
 _NOISE, _NOTHING = ("eps", "score"), 1e-3
@@ -193,8 +193,12 @@ def refuse_blind(part: Any, steps: Step) -> Array:
 
 def usual(model: Any, schedule: Schedule, num_steps: int) -> Step:
     """The rows of a uniform grid from pure noise, or from t = 0.98 for a network that predicts eps or the score."""
-    noisy = set(_kinds(model)) & set(_NOISE)
-    return grid(schedule, uniform(num_steps, start=0.98 if noisy else 1.0))
+    return grid(schedule, uniform(num_steps, start=noisiest(model)))
+
+
+def noisiest(model: Any) -> float:
+    """The time at which a model may first be asked: 1, or 0.98 for a network that predicts eps or the score."""
+    return 0.98 if set(_kinds(model)) & set(_NOISE) else 1.0
 
 
 def _kinds(part: Any) -> Iterator[str]:

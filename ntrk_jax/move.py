@@ -53,6 +53,11 @@ def move(
     drawn: Array = jax.random.normal(key, look.x.shape, look.x.dtype) if z is None else z
     base = kernel(look, step)
     _require("kernel", base, Gaussian)
+    if jnp.shape(base.mean) != look.x.shape or jnp.shape(base.std) != ():
+        raise ValueError(
+            f"a kernel must return a mean of the shape of x, {look.x.shape}, and one number as std, got shapes "
+            f"{jnp.shape(base.mean)} and {jnp.shape(base.std)}."
+        )
     exact = guidance is None or guidance.exact
     tilt = Tilt() if guidance is None else guidance(look, base, step, key=key_rule, probe=probe)
     _require("rule", tilt, Tilt)

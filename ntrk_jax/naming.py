@@ -3,8 +3,9 @@
 Where a function was defined does not always fix what it computes. A method has an object, a partial its arguments; a
 lambda, or any function that its name does not lead back to, is named by its code, its defaults and what it closes over,
 as twelve digits that are the same in every process that reads the same source. Of an object that is called the
-attributes count if it compares by value; one that does not may count its calls, say, and stays the same reward.
-Attributes whose name begins with an underscore are not looked at.
+attributes count if it compares by value; one that does not may count its calls, say, and stays the same reward: of it
+only fractions, texts and arrays count, and those within `in_full` alone. Attributes whose name begins with an
+underscore are not looked at.
 
 A name that is found again in its module is enough to print an object and to read it back, but not to say what was run:
 within `in_full` the code of a function that is not installed (of a script, a notebook, a package that is worked on)
@@ -36,6 +37,7 @@ _OPEN: ContextVar[frozenset[int]] = ContextVar("functions being described", defa
 _FULL: ContextVar[dict[int, tuple[Any, str]] | None] = ContextVar("what code counts, as described", default=None)
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _DATA = (bool, int, float, complex, str, bytes, tuple)
+_SETTINGS = (float, complex, str, bytes)
 
 
 def function(value: Callable, describe: Callable[[Any], str]) -> str:
@@ -142,8 +144,9 @@ def _more(value: Any, name: str, held: Callable[[Any], str]) -> str:
     open_class = "<" in type(value).__qualname__ or _counts(type(value))
     local = [held(type(value))] if open_class else []
     by_value = type(value).__eq__ is not object.__eq__
-    held_by = getattr(value, "__dict__", {}) if by_value else {}
+    held_by = getattr(value, "__dict__", {}) if by_value or _FULL.get() is not None else {}
     own = {k: v for k, v in held_by.items() if k == "__name__" or not k.startswith("_")}
+    own = own if by_value else {k: v for k, v in own.items() if isinstance(v, _SETTINGS) or _is_array(v)}
     return ", ".join([*local, *(f"{k}={held(v)}" for k, v in own.items())])
 
 
@@ -159,9 +162,16 @@ def _read(value: types.FunctionType, held: Callable[[Any], str]) -> Iterator[str
     """The data and the functions of its module that a function names."""
     for name in sorted(_names(value.__code__)):
         found = value.__globals__.get(name)
-        array = hasattr(found, "shape") and hasattr(found, "dtype")
-        if array or isinstance(found, _DATA) or (callable(found) and (not isinstance(found, type) or _counts(found))):
+        if (
+            _is_array(found)
+            or isinstance(found, _DATA)
+            or (callable(found) and (not isinstance(found, type) or _counts(found)))
+        ):
             yield f"{name}={held(found)}"
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type)
 
 
 def _names(code: types.CodeType) -> set[str]:

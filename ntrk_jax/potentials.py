@@ -72,7 +72,8 @@ class Geometric:
     """Tempering that grows geometrically along the run: gamma(t) = min(1, exp(rate (1 - t)) - 1).
 
     With num_steps equal rows it is min(1, (1 + g)^i - 1) after i of them, g = exp(rate / num_steps) - 1; the default is
-    g = 0.008 at 100 rows.
+    g = 0.008 at 100 rows. The time is the schedule's: that of `EDM` is its noise level, most of whose range says
+    nothing of x0; give a larger rate, or take `Signal`.
 
     References: Kim et al. 2025 (DAS), arXiv:2501.05803.
     """
@@ -165,6 +166,8 @@ class Adaptive:
         target: the share of K to keep, in (0, 1).
 
     Cost: 30 evaluations of the ESS a row, no model call.
+    Derivatives: gamma is found by bisection and counts as a constant, so derivatives in a temperature are not those of
+        the run while gamma is below 1.
     References: Kim et al. 2025 (DAS), arXiv:2501.05803, section 4; Jasra et al. 2011.
     """
 

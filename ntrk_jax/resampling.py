@@ -268,7 +268,8 @@ class Spaced:
     A row t -> s counts if a multiple of `interval` lies in [s, t) and low <= s <= high.
 
     Attributes:
-        interval: between two times. low, high: of the window; times are in [0, 1], 1 is noise.
+        interval: between two times. low, high: of the window; times are in [0, 1], 1 is noise. They are those of the
+            schedule: on `EDM`, whose time is its noise level, all that tells of x0 happens below 0.1.
 
     Raises:
         ValueError: if the interval is not positive, or low above high.

@@ -89,6 +89,14 @@ def test_retries_cure_what_passes(calm, tmp_path, batched):
     assert max(one.tries.values()) >= 2
 
 
+def test_a_call_is_tried_once_more_for_every_retry(calm, tmp_path):
+    one = Faulty(boom, cure=2)  # the third try succeeds
+    assert one_device(plan(NUM, 16, External(one)), tmp_path / "store", retries=2).failures == []
+    assert max(one.tries.values()) >= 3
+    with pytest.raises(batch.RewardError, match="the scorer is down"):
+        one_device(plan(NUM, 16, External(Faulty(boom, cure=2))), tmp_path / "again", retries=1)
+
+
 def test_a_run_stops_at_a_failure_and_keeps_what_it_has(calm, tmp_path):
     faulty = Faulty(boom)
     planned = plan(NUM, 16, External(faulty))

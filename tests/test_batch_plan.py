@@ -183,6 +183,38 @@ def test_what_cannot_be_planned(changes, words):
         batch.Plan(**({"units": units(1.0), "shape": (8,), "num": 4, "chunk": 2} | changes))
 
 
+class Scorer:
+    """A reward that compares by identity; it counts its calls, which is no setting."""
+
+    def __init__(self, scale):
+        self.scale, self.calls, self.table = scale, 0, np.full(3, scale)
+
+    def __call__(self, x):
+        self.calls += 1
+        return self.scale * x.sum()
+
+    score = __call__
+
+
+def test_the_settings_of_an_object_that_scores_are_part_of_the_plan():
+    def record(reward):
+        look = nk.Look(nk.models.Exact(nk.targets.skewed(2)[0], nk.schedules.VPCosine()), nk.rewards.External(reward))
+        return batch.make_plan(nk.Single(look, nk.kernels.DDIM()), STEPS, (2,), 4).record()
+
+    one, used = Scorer(1.0), Scorer(1.0)
+    used.calls = 7
+    assert record(one) == record(used)
+    assert record(one) != record(Scorer(2.0))
+    assert record(one.score) == record(used.score) != record(Scorer(2.0).score)
+    used.table = np.full(3, 5.0)
+    assert record(one) != record(used)
+
+
+def test_the_numbers_of_a_later_condition_are_part_of_the_record():
+    first, second = (batch.Plan(units(0.2, eta), (8,), 4).record() for eta in (0.6, 0.7))
+    assert first["units"][1]["with"] != second["units"][1]["with"]
+
+
 def test_the_record_tells_plans_apart():
     base = plan().record()
     assert plan().record() == base

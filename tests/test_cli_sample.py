@@ -148,6 +148,13 @@ def test_the_picture_shows_the_law_that_is_aimed_at(tmp_path, monkeypatch):
     assert np.ptp(log_ratio[np.isfinite(log_ratio)]) < 0.01
 
 
+@pytest.mark.parametrize("name", ["double_well", "ring", "step"])
+def test_a_law_tilted_by_quadrature_is_drawn_too(tmp_path, name):
+    out = invoke("sample", "--target", name, "--method", "best_of_n", "--steps", 2, "--num", 2, "--out", tmp_path / "s")
+    assert out.exit_code == 0, out.output
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["samples.json", "samples.npz", "samples.png"]
+
+
 def test_a_residual_may_be_guided_by_its_norm():
     for name in ("das8", "das9"):
         assert build("dps_norm", problem(name), Choices()).guidance.convention == "norm"
@@ -204,7 +211,7 @@ def test_methods_that_search_and_trees(method, tmp_path):
         (["--kernel", "DDIM(eta='a')"], ["--kernel", "eta must be a number", "'a'"]),
         (["--kernel", "DDIM(eta=[0.1, 0.2])"], ["--kernel", "eta must be a number"]),
         (["--kernel", "FlowODE"], ["NTRK", "noise", "FlowODE"]),
-        (["--schedule", "VPLinear(beta_min='a')"], ["--schedule", "beta_min must be a number"]),
+        (["--schedule", "VPLinear(beta_min='a')"], ["--schedule", "0 < beta_min < beta_max, got 'a'"]),
         (["--method", "edm", "--set", "gamma=abc"], ["--set gamma must be a number", "'abc'"]),
         (["--method", "edm", "--set", "gamma=[1, 2]"], ["--set gamma must be a number"]),
         (["--method", "ddim", "--set", "eta=nan"], ["--set eta must be a number"]),

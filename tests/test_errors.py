@@ -8,9 +8,10 @@ from jax.experimental import checkify
 
 import ntrk_jax as nk
 
+VP = nk.models.Exact(nk.targets.skewed(2)[0], nk.schedules.VPCosine())
 MIXTURE = nk.targets.skewed(2)[0]
 STEPS = nk.grid(nk.schedules.VPCosine(), nk.grids.uniform(3))
-X = jnp.ones(3)
+X, KEY = jnp.ones(3), jax.random.key(0)
 
 
 def model(x, t):
@@ -71,6 +72,32 @@ def mixed():
         (lambda: nk.values.Exact(MIXTURE, nk.schedules.VPCosine, total), TypeError, "schedule must be an object"),
         (lambda: nk.rewards.Weighted(total, 1.0), TypeError, "Weighted needs a tuple of rewards"),
         (lambda: MIXTURE.tilt(total, 0.0), ValueError, "temperature must be positive, got 0"),
+        (
+            lambda: nk.methods.ntrk_climb(model, total, (2,), kernel=nk.kernels.FlowODE()),
+            ValueError,
+            "FlowODE has none",
+        ),
+        (
+            lambda: nk.methods.ntrk_x0(model, total, (2,), value=exact(1.0)),
+            ValueError,
+            "climbs a function of x0, got.*Ex",
+        ),
+        (lambda: nk.methods.lgd_mc(VP, total, strength=9.0, guidance=nk.guidance.DPS(0.1)), ValueError, "or a rule"),
+        (
+            lambda: nk.methods.svdd(model, total, temperature=0.1, value=exact(2.0)),
+            ValueError,
+            "made for temperature 2.0, and the method aims at 0.1",
+        ),
+        (
+            lambda: nk.methods.flow_first_order(model, total, temperature=0.0),
+            ValueError,
+            "temperature must be positive",
+        ),
+        (
+            lambda: nk.samplers.BestOfN(nk.samplers.Travel(nk.Single(nk.Look(model), nk.kernels.DDIM())), 4),
+            ValueError,
+            "reward",
+        ),
         (lambda: nk.kernels.DDIM("a"), TypeError, "DDIM eta must be a number, got 'a'"),
         (lambda: nk.Look(model, grad=True), ValueError, "needs a reward"),
         (lambda: nk.Look(model, ValueOnly(), grad=True), ValueError, "gives values only"),
@@ -188,6 +215,21 @@ class Bare:
             lambda: nk.run(single(guidance=Bare()), jax.random.key(0), X, STEPS),
             TypeError,
             "a rule must return nk.Tilt",
+        ),
+        (
+            lambda: nk.run(nk.Single(nk.Look(model), lambda look, step: nk.Gaussian(0.0, 1.0)), KEY, X, STEPS),
+            ValueError,
+            r"a mean of the shape of x, \(3,\), and one number as std, got shapes \(\) and \(\)",
+        ),
+        (
+            lambda: nk.run(nk.Single(nk.Look(model), lambda look, step: nk.Gaussian(look.x, look.x)), KEY, X, STEPS),
+            ValueError,
+            r"one number as std, got shapes \(3,\) and \(3,\)",
+        ),
+        (
+            lambda: nk.run(nk.Single(nk.Look(model, lambda x0: None), nk.kernels.DDIM()), KEY, X, STEPS),
+            ValueError,
+            "got None; has it a return",
         ),
     ],
 )

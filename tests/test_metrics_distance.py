@@ -140,3 +140,15 @@ def test_bad_samples_are_refused():
         metrics.mmd(x, x[:1])
     with pytest.raises(ValueError, match="samples and reference"):
         metrics.nearest_distance(x, jnp.zeros((4, 3)))
+
+
+def test_mmd_sees_a_shift_within_modes_that_lie_far_apart():
+    """Squares of 3000 have no digits left for a tenth: differences are taken first."""
+    rng = np.random.default_rng(0)
+
+    def two(shift, at):
+        return np.concatenate([s * at + shift + 0.1 * rng.normal(size=(50, 2)) for s in (1, -1)]).astype(np.float32)
+
+    near, far = (float(metrics.mmd(two(0.0, at), two(1.0, at), bandwidth=0.2)) for at in (8.0, 3000.0))
+    assert near > 0.5
+    assert abs(near - far) < 0.05

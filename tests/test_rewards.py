@@ -100,6 +100,8 @@ def test_external_calls_the_host_and_has_no_gradient():
 def test_an_external_function_must_return_one_number_a_sample():
     with pytest.raises(Exception, match=r"must return one number.*got shape \(2,\)"):
         rewards.External(lambda x: x)(jnp.ones(2)).block_until_ready()
+    with pytest.raises(Exception, match="returned None; has it a return"):
+        rewards.External(lambda x: None)(jnp.ones(2)).block_until_ready()
     with pytest.raises(Exception, match=r"must return 4 numbers for as many samples"):
         jax.vmap(rewards.External(np.sum, batched=True))(jnp.ones((4, 2))).block_until_ready()
 

@@ -109,6 +109,8 @@ def test_widths_follow_the_plans_and_what_is_pruned_costs_nothing():
     widths, spent = trace(Widening(0.5, 0.4, 3))  # searches when passing 1/2, 1/4, 1/8, 1/16
     assert widths == [10] * 9 + [4] * 5 + [2] * 3 + [1] * 3
     assert spent == [10] * 10 + [4] * 4 + [10] + [2] * 2 + [6] + [3] + [0]
+    widths, _ = trace(Widening(0.5, 0.4, 3, keep=3))  # the last three are never given up
+    assert widths == [10] * 9 + [4] * 5 + [3] * 5 + [1]
 
 
 def test_pruning_keeps_the_best_by_a_noise_aware_reward():

@@ -327,6 +327,20 @@ def test_chains_leave_the_tilted_noise_invariant(accept, monkeypatch):
     assert int(state.evals.model) == 6000 * (1 + 25 + 1)
 
 
+def test_chains_at_another_temperature_are_weighted_back():
+    """Noise tilted by -2 x^2 / 3 and weighted by exp(-2 x^2 + 2 x^2 / 3) has variance 1/5 again."""
+    look = nk.Look(lambda x, t: x, lambda x0: -2.0 * jnp.sum(x0**2), grad=True)
+    population = nk.SMC(look, DDIM, num_particles=6000, potential=nk.potentials.Tempered(1.0), resample=None)
+    warm = nk.samplers.WarmStart(population, nk.samplers.PCNL(3.0, 0.5, num_chains=6000, num_burn=25))
+    first = jax.tree.map(lambda a: a[0], STEPS)
+    state = jax.jit(warm.init)(jax.random.key(0), jax.random.normal(jax.random.key(1), (6000, 1)), first)
+    x2 = jnp.square(state.look.x[:, 0])
+    weights = jax.nn.softmax(state.log_weights)
+    error = float(jnp.sqrt(jnp.sum(jnp.square(weights * (x2 - 0.2)))))
+    assert abs(float(jnp.sum(weights * x2)) - 0.2) < 4 * error
+    assert abs(float(jnp.mean(x2)) - 3 / 7) < 4 * (3 / 7) * (2 / 6000) ** 0.5  # of the chains themselves
+
+
 def test_a_warm_start_from_nothing_but_dead_particles_says_so():
     look = nk.Look(Shrink(), lambda x0: jnp.nan * jnp.sum(x0), grad=True)
     warm = nk.samplers.WarmStart(nk.SMC(look, DDIM, num_particles=4), nk.samplers.PCNL(num_burn=0))

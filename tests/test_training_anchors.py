@@ -167,6 +167,25 @@ def test_a_ratio_that_has_moved_far_enough_stops_counting_and_the_reference_pull
     assert float(sum(jnp.sum(a) for a in jax.tree.leaves(away))) > 0.1
 
 
+def test_the_pull_back_is_the_divergence_between_the_kernels():
+    """KL = |difference of means|^2 / (2 std^2), for each row that draws noise."""
+    loss = nk.replace(ddpo(MODEL, STEPS), kl=1.0)
+    data = gather(jax.random.key(6), WEIGHTS, MODEL, reward, loss.kernel, loss.steps, jnp.ones((2, 2)))
+    one = jax.tree.map(lambda a: a[0], data)._replace(advantage=jnp.float32(0.0))
+    off = jax.tree.map(lambda a: a + 0.1, WEIGHTS)
+    rows = [jax.tree.map(lambda a, i=i: a[i], loss.steps) for i in range(loss.steps.num_steps - 1)]
+    each = []
+    for i, row in enumerate(rows):
+        bases = [
+            loss.kernel(nk.core.Lookahead(one.path[i], nk.replace(MODEL, variables=w)(one.path[i], row.t)), row)
+            for w in (off, WEIGHTS)
+        ]
+        each.append(float(jnp.sum((bases[0].mean - bases[1].mean) ** 2) / (2.0 * bases[1].std ** 2)))
+    got = [float(loss(jax.random.key(0), w, one)) for w in (off, WEIGHTS)]
+    assert got[1] == pytest.approx(0.0, abs=1e-6)
+    assert got[0] == pytest.approx(np.mean(each), rel=1e-3)
+
+
 def test_flow_grpo_has_the_published_noise():
     steps = nk.grid(PATH, nk.grids.uniform(2000))
     row = jax.tree.map(lambda a: a[800], steps)

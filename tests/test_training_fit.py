@@ -148,8 +148,18 @@ def test_unreadable_checkpoints(tmp_path):
 
 
 def test_refused_arguments():
-    with pytest.raises(ValueError, match="must be positive"):
-        run(0)
+    for wrong in (0, 2.5):
+        with pytest.raises(ValueError, match="num_steps must be at least 1 and a whole number"):
+            run(wrong)
+    for parts, words in (
+        ((jax.random.PRNGKey(0), squared, START, jnp.ones((3, 3)), OPTIMIZER), "key must be a typed key"),
+        ((KEY, squared, START, [[1.0, 2.0]], OPTIMIZER), "data must be arrays"),
+        ((KEY, squared, START, jnp.ones((3, 3)), 1e-3), "optimizer must be one of optax.*got 0.001"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            fit(*parts, 1)
+    with pytest.raises(ValueError, match="the loss is nan by step 1; lower the learning rate"):
+        fit(KEY, lambda key, w, x: jnp.nan * jnp.sum(x), START, jnp.ones((3, 3)), OPTIMIZER, 1)
     with pytest.raises(ValueError, match="common, positive first axis"):
         fit(KEY, squared, START, (jnp.ones((3, 3)), jnp.ones(2)), OPTIMIZER, 1)
 

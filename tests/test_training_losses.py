@@ -93,3 +93,9 @@ def test_networks_of_batches_are_trained_as_those_of_samples():
     sample = (jnp.ones(3), jnp.float32(0.5))
     losses = (DenoisingLoss(many, "x0", FLOW, batched=True), DenoisingLoss(lambda w, x, t, c: w * x + c, "x0", FLOW))
     assert len({float(loss(jax.random.key(0), jnp.float32(0.3), sample)) for loss in losses}) == 1
+
+
+@pytest.mark.parametrize("wrong", [lambda w, x, t: w["mean"] * x[None], lambda w, x, t: x[:0]])
+def test_a_prediction_of_another_shape_is_refused(wrong):
+    with pytest.raises(ValueError, match="must predict the shape of one sample"):
+        losses(DenoisingLoss(wrong, "x0", FLOW), {"mean": jnp.asarray(MEAN)}, 2)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import ntrk_jax as nk
+from ntrk_jax.kernels.ode import ProbabilityFlow
 from ntrk_jax.models import FlaxDenoiser, MomentDenoiser, moment_network
-from ntrk_jax.training import TiltLoss, TiltPlan, draw, tilt, tilt_coefficient, tilt_target
+from ntrk_jax.training import TiltLoss, TiltPlan, draw, draws, tilt, tilt_coefficient, tilt_target
 from ntrk_jax.training import tilt_rounds as rounds
 from ntrk_jax.training.draws import even_normal
 from ntrk_jax.training.tilt_weights import effective_share, ess_step, pooled_weights, skewness
@@ -280,7 +281,7 @@ def test_host_rewards_are_asked_once_a_sample_and_nothing_recompiles(tmp_path):
         asked.append(x.shape)
         return int(np.floor(x[0]))
 
-    programs = (rounds._steps, rounds._ask, rounds._fitted)
+    programs = (rounds._steps, draws._ask, rounds._fitted)
     for program in programs:
         program.clear_cache()
     plan = TiltPlan("implicit", num_rounds=3, keep=2, **TINY)
@@ -318,6 +319,45 @@ def test_resumed_equals_uninterrupted(tmp_path):
     assert float(whole.model.variables) != 0.9
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    model, _ = gaussian_model()
+    plan, given = TiltPlan("implicit", num_rounds=1, **TINY), {"checkpoint": tmp_path / "run"}
+    done = tilt(key(), model, nk.rewards.Linear(jnp.ones(2)), (2,), plan=plan, **given)
+    again = tilt(key(), model, nk.rewards.Linear(jnp.ones(2)), (2,), plan=plan, **given)
+    np.testing.assert_array_equal(done.samples, again.samples)
+    changed = ({"temperature": 0.5}, {"reward": nk.rewards.Linear(-jnp.ones(2))}, {"key": jax.random.key(99)})
+    for change in changed:
+        parts = {"key": key(), "model": model, "reward": nk.rewards.Linear(jnp.ones(2)), "shape": (2,)} | change
+        with pytest.raises(ValueError, match="is of another key, model, reward, temperature or plan"):
+            tilt(**parts, plan=plan, **given)
+
+
+def test_draws_of_a_network_of_noise_start_where_it_says_something_of_x0():
+    """An error of 0.02 in eps, 30 times as large in x0 at the first row, moves the draws by little."""
+    path = nk.schedules.VPCosine()
+
+    def eps(w, x, t):
+        alpha, sigma = path(t)
+        return sigma * (x - alpha * 0.4) / (alpha**2 * 0.49 + sigma**2) + w
+
+    worse, exact = (draw(key(), FlaxDenoiser(eps, "eps", jnp.float32(w), path), 1024, (1,), 48) for w in (0.02, 0.0))
+    assert abs(float(exact.mean()) - 0.4) < 0.01
+    assert abs(float(worse.mean()) - 0.4) < 0.1  # from t = 1 on it was -0.14
+    flow = [ProbabilityFlow(FlaxDenoiser(eps, "eps", jnp.float32(w), path), path) for w in (0.02, 0.0)]
+    noise = jax.random.normal(jax.random.key(5), (64, 1))
+    moved = jax.vmap(flow[0].sample)(noise) - jax.vmap(flow[1].sample)(noise)
+    assert abs(float(moved.mean())) < 0.1
+
+
+def test_samples_that_do_not_vary_are_learned_and_a_loss_that_is_none_is_refused():
+    ones = jnp.ones((4, 2))
+    model = moment_network(key(), ones, nk.schedules.VPCosine(), width=8, hidden=8, depth=1)
+    trained = rounds.denoise(key(), model, ones, 2, 4)
+    np.testing.assert_allclose(trained(jnp.ones(2), 0.5), np.ones(2), atol=1e-3)
+    with pytest.raises(ValueError, match="the loss is not finite"):
+        rounds.denoise(key(), model, jnp.nan * ones, 2, 4)
 
 
 def test_any_number_of_rounds_is_made_exactly():

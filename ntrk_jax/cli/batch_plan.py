@@ -13,7 +13,7 @@ strength = 0.1
 
 from __future__ import annotations
 
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +135,15 @@ def _check(entry: dict[str, Any], known: list[str], where: str) -> None:
             low, high = _WHOLE[name]
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise BadInput(f"{where}: {name} must be a whole number between {low} and {high}, got {value!r}.")
-        if name in _REAL and (
-            isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
-        ):
-            raise BadInput(f"{where}: {name} must be a finite number, got {value!r}.")
+        if name in _REAL and not _is_finite(value):
+            hint = "; for several give [[units]], one table each" if isinstance(value, list) else ""
+            raise BadInput(f"{where}: {name} must be a finite number, got {value!r}{hint}."[:300])
         if name in (*_TEXT, "name") and not isinstance(value, str):
             raise BadInput(f"{where}: {name} must be text, got {value!r}.")
         if name == "set" and not isinstance(value, dict):
             raise BadInput(f"{where}: set must be a table [set], got {value!r}.")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -65,10 +65,10 @@ def _stop(line: str, status: int) -> NoReturn:
 
 @contextmanager
 def user_input(what: str = "") -> Iterator[None]:
-    """Report a ValueError, TypeError or OSError raised inside as bad input, prefixed by what was being read."""
+    """Report a ValueError, TypeError, OSError or OverflowError as bad input, prefixed by what was being read."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, OverflowError) as error:
         text = str(error) or type(error).__name__
         raise BadInput(f"{what}: {text}" if what else text) from None
 

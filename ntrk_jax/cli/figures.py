@@ -54,7 +54,7 @@ def contours(axes: Any, law: Any, limits: tuple, colour: str, filled: bool = Fal
 def _log_densities(law: Any, points: np.ndarray) -> np.ndarray:
     import jax
 
-    return np.asarray(jax.jit(jax.vmap(type(law).log_prob, (None, 0)))(law, points))
+    return np.asarray(jax.jit(jax.vmap(lambda law, x: law.log_prob(x), (None, 0)))(law, points))
 
 
 def limits_of(*clouds: np.ndarray, margin: float = 0.12) -> tuple:

@@ -60,6 +60,8 @@ def problem(
     """
     if (observed, instance) != (None, None) and not name.startswith("cardoso"):
         raise BadInput(f"--observed and --instance belong to --target cardosoD, got --target {name}.")
+    if tables and name != "mixture":
+        raise BadInput(f"[{next(iter(tables))}] belongs to the target mixture, got {name}.")
     if b is not None and name != "two_modes":
         raise BadInput(f"--b belongs to --target two_modes, got --target {name}.")
     if name == "digits":
@@ -103,7 +105,7 @@ def _closed_form(name: str, tables: dict[str, Any] | None, observed: int, instan
 def _configured(tables: dict[str, Any]) -> tuple[Any, Any]:
     """The mixture and the reward of a configuration file."""
     if "mixture" not in tables or "reward" not in tables:
-        raise BadInput("--target mixture needs the tables [mixture] and [reward] in --config FILE.")
+        raise BadInput("target mixture needs the tables [mixture] and [reward] in its file: --config, or the plan.")
     given = dict(tables["mixture"])
     _refuse_unknown("[mixture]", given, {"weights", "means", "covs"}, all_needed=True)
     with user_input("[mixture]"):

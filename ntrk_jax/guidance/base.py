@@ -109,7 +109,7 @@ class Sum:
     @property
     def needs_noise(self) -> bool:
         """Whether every rule acts through the kernel's noise."""
-        return bool(self.rules) and all(getattr(rule, "needs_noise", False) for rule in self.rules)
+        return any(getattr(rule, "needs_noise", False) for rule in self.rules)
 
     @property
     def exact(self) -> bool:

@@ -28,7 +28,7 @@ import numpy as np
 
 from ntrk_jax.arguments import require_count, require_schedule
 from ntrk_jax.core import Denoiser, algebra_dtype
-from ntrk_jax.grids import check_schedule, grid, uniform
+from ntrk_jax.grids import check_schedule, grid, noisiest, uniform
 from ntrk_jax.schedules import FIRST_TIME, Schedule
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
@@ -90,6 +90,8 @@ class ProbabilityFlow:
     def sample(self, x: Sample) -> Sample:
         """The sample that the flow makes of a noise x ~ N(0, sigma(1)^2 I), [*shape] in the dtype of x.
 
+        It starts at t = 1, or for a network that predicts eps or the score, which say nothing of x0 there, at 0.98.
+
         Each call is one deterministic map; `log_prob` follows it the other way.
         """
         dtype = algebra_dtype(x)
@@ -129,16 +131,19 @@ class ProbabilityFlow:
 
         start = (jnp.cos(low) * x0.astype(dtype), x0.size * jnp.log(jnp.cos(low)))
         y, gained = self._solve(rates, low, high, start)
-        std = jnp.asarray(self.schedule(jnp.ones((), dtype))[1], dtype)
+        std = jnp.asarray(self.schedule(self._first(dtype))[1], dtype)
         noise = -0.5 * jnp.sum((y * size / std) ** 2) - 0.5 * x0.size * jnp.log(2.0 * jnp.pi * (std / size) ** 2)
         return noise + gained
 
     def _range(self, dtype: Any) -> tuple[Array, Array, Array]:
         """The angles at which integration stops and starts, and sqrt(alpha^2 + sigma^2) at the start."""
-        alpha, sigma = (jnp.asarray(c, dtype) for c in self.schedule(jnp.ones((), dtype)))
+        alpha, sigma = (jnp.asarray(c, dtype) for c in self.schedule(self._first(dtype)))
         first = [jnp.asarray(c, dtype) for c in self.schedule(jnp.asarray(FIRST_TIME, dtype))]
         low = jnp.maximum(jnp.arctan(jnp.asarray(self.min_ratio, dtype)), jnp.arctan2(first[1], first[0]))
         return low, jnp.arctan2(sigma, alpha), jnp.hypot(alpha, sigma)
+
+    def _first(self, dtype: Any) -> Array:
+        return jnp.asarray(noisiest(self.model), dtype)
 
     def _velocity(self, phi: Array, y: Array) -> Array:
         """The rate dy / dphi; the model is asked at the time whose noise-to-signal ratio is tan(phi)."""

@@ -108,7 +108,7 @@ def lgd_mc(
     reward: Reward,
     shape: tuple[int, ...] = (),
     *,
-    strength: Strength = 1.0,
+    strength: Strength | None = None,
     temperature: Scalar = 1.0,
     gamma: Scalar = 1.0,
     num_samples: int = 4,
@@ -118,11 +118,14 @@ def lgd_mc(
 ) -> Single:
     """LGD-MC: DPS with the reward smoothed over the width of the posterior; any other rule if given.
 
-    temperature: of the smoothing. gamma: the posterior's width over that of data N(0, I). schedule: the model's own
-    unless given.
+    strength: of DPS, 1 unless given; another rule has its own. temperature: of the smoothing. gamma: the posterior's
+    width over that of data N(0, I). schedule: the model's own unless given.
     """
+    if strength is not None and guidance is not None:
+        raise ValueError("lgd_mc takes a strength or a rule; give the rule its own strength.")
     value = Smoothed(_schedule(model, schedule), temperature, gamma, num_samples)
-    return guided(model, reward, guidance or DPS(strength), kernel, value)
+    rule = guidance or DPS(1.0 if strength is None else strength)
+    return guided(model, reward, rule, kernel, value)
 
 
 def mpgd(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from ntrk_jax.arguments import require_temperature_of
 from ntrk_jax.core import Denoiser, Kernel, Reward, Value, Whitening
 from ntrk_jax.guidance import MPGD, NTRK, Calibrated, Ending, Steady, Sum
 from ntrk_jax.guidance.base import Strength
@@ -13,7 +12,6 @@ from ntrk_jax.kernels import DDIM
 from ntrk_jax.look import Look
 from ntrk_jax.methods.entry import GRAD, VJP, Entry, guided
 from ntrk_jax.samplers import Single
-from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Scalar
 from ntrk_jax.whitening import TypicalSet
 
@@ -48,10 +46,7 @@ def calibrated(model: Denoiser, reward: Reward, shape: tuple[int, ...], *, tempe
 
     A value that knows its own temperature must have this one: it is what the law aimed at depends on.
     """
-    own = getattr(parts.get("value"), "temperature", temperature)
-    single = is_concrete(own) and is_concrete(temperature) and np.ndim(own) == np.ndim(temperature) == 0
-    if single and not np.isclose(float(own), float(temperature), rtol=1e-2):
-        raise ValueError(f"the value was made for temperature {own}, and the method aims at {temperature}.")
+    require_temperature_of(parts.get("value"), temperature)
     return ntrk(model, reward, shape, strength=Calibrated(temperature), where="mixed", **parts)
 
 
@@ -66,7 +61,15 @@ def ntrk_x0(
     kernel: Kernel | None = None,
     value: Value | None = None,
 ) -> Single:
-    """NTRK without a backward pass: the reward's own gradient at x0 is whitened, at a strength steady over grids."""
+    """NTRK without a backward pass: the reward's own gradient at x0 is whitened, at a strength steady over grids.
+
+    value: a smoothed reward, or None; a value that is not a function of x0 has no gradient there, and is refused.
+    """
+    if value is not None and (not value.needs_x0 or hasattr(value, "through")):
+        raise ValueError(
+            f"ntrk_x0 climbs a function of x0, got the value {type(value).__name__}; use ntrk, whose gradient is that "
+            "of the value in x."
+        )
     rule = NTRK(whiten or TypicalSet(shape), Steady(strength), where, through=False)
     return Single(Look(model, reward, value=value), kernel or DDIM(eta=1.0), rule)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ntrk_jax.arguments import require_temperature_of
 from ntrk_jax.core import Denoiser, Guidance, Kernel, Reward, Step, Value
 from ntrk_jax.kernels import DDIM, FlowSDE
 from ntrk_jax.look import Look
@@ -52,6 +53,8 @@ def svdd(
     value: Value | None = None,
 ) -> SVDD:
     """SVDD as in its paper: each row goes on with one of M candidates, drawn by value at a temperature."""
+    if choice == "categorical":
+        require_temperature_of(value, temperature)
     look = _look(model, reward, guidance, value)
     return SVDD(look, kernel or DDIM(eta=1.0), guidance, temperature, choice, num_particles)
 
@@ -125,7 +128,9 @@ def ttsnap(
 ) -> Beam:
     """Best-of-N that gives up the worst paths early, by a noise-aware reward.
 
-    At times[j] the best fractions[j] of the living paths go on. value: the noise-aware reward, such as
+    At times[j] the best fractions[j] of the living paths go on. The times are those of the schedule: at nine tenths
+    of `EDM`, whose time is its noise level, nothing is known of x0 yet, and most paths go by chance; give (0.1, 0.05,
+    0.02) or so there. value: the noise-aware reward, such as
     `values.Learned`; the plug-in by default.
     """
     if not all(0.0 < f <= 1.0 for f in fractions):

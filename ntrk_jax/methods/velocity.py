@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntrk_jax.core import Denoiser, Guidance, Kernel, Reward
 from ntrk_jax.guidance import FirstOrder, Reweighted
@@ -13,6 +14,7 @@ from ntrk_jax.kernels import FlowODE
 from ntrk_jax.look import Look
 from ntrk_jax.methods.entry import Entry
 from ntrk_jax.samplers import Single
+from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Scalar
 
 __all__ = ["flow_damped", "flow_first_order", "flow_monte_carlo"]
@@ -37,7 +39,7 @@ def flow_monte_carlo(
     if samples is None:
         samples = _drawn(model, num_samples, shape)
     rewards = jax.vmap(reward)(jnp.asarray(samples)) if rewards is None else rewards
-    return _flow(model, reward, Reweighted(samples, rewards, 1.0 / temperature), kernel)
+    return _flow(model, reward, Reweighted(samples, rewards, _inverse(temperature)), kernel)
 
 
 def flow_first_order(
@@ -54,7 +56,7 @@ def flow_first_order(
 
     spread: the standard deviation of the data. covariance: (x, alpha, sigma) -> Cov(x_0 | x_t), where it is known.
     """
-    return _flow(model, reward, FirstOrder(1.0 / temperature, spread, 0.0, covariance), kernel)
+    return _flow(model, reward, FirstOrder(_inverse(temperature), spread, 0.0, covariance), kernel)
 
 
 def flow_damped(
@@ -73,7 +75,14 @@ def flow_damped(
     curvature: k; None reads the mean curvature of a linear or quadratic reward.
     """
     k = _curvature(reward) if curvature is None else curvature
-    return _flow(model, reward, FirstOrder(1.0 / temperature, spread, k, covariance), kernel)
+    return _flow(model, reward, FirstOrder(_inverse(temperature), spread, k, covariance), kernel)
+
+
+def _inverse(temperature: Scalar) -> Scalar:
+    """The strength that a temperature is; refused if not positive."""
+    if is_concrete(temperature) and not np.all(np.asarray(temperature) > 0):
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+    return 1.0 / temperature
 
 
 def _flow(model: Denoiser, reward: Reward, rule: Guidance, kernel: Kernel | None) -> Single:

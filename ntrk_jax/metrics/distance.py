@@ -24,6 +24,9 @@ from ntrk_jax.typing import Array, Key, Scalar
 
 __all__ = ["mmd", "mode_mass", "mode_total_variation", "sliced_wasserstein", "two_sample_floor"]
 
+_AT_ONCE = 2**22
+"""How many numbers `mmd` holds at a time."""
+
 
 def sliced_wasserstein(key: Key, x: Array, y: Array, *, num_projections: int = 128, order: float = 2.0) -> Array:
     """The sliced Wasserstein distance between two sets of samples, [].
@@ -108,11 +111,10 @@ def mmd(x: Array, y: Array, *, bandwidth: Scalar | None = None) -> Array:
 
     def total(a: Array, b: Array) -> Array:
         def row(one: Array) -> Array:
-            square = jnp.sum(b**2, -1) + jnp.sum(one**2) - 2.0 * jnp.matmul(b, one, precision="highest")
-            square = jnp.maximum(square, 0.0)
+            square = jnp.sum(jnp.square(b - one[None]), -1)  # not |a|^2 + |b|^2 - 2 ab, which cancels far apart
             return jnp.sum(jnp.exp(-0.5 * square[:, None] / scales[None] ** 2)) / 3.0
 
-        return jnp.sum(jax.lax.map(row, a, batch_size=256))
+        return jnp.sum(jax.lax.map(row, a, batch_size=max(1, min(256, _AT_ONCE // b.size))))
 
     within = (total(x, x) - n) / (n * (n - 1)) + (total(y, y) - m) / (m * (m - 1))
     return within - 2.0 * total(x, y) / (n * m)

@@ -31,6 +31,8 @@ from ntrk_jax.typing import Array, Key, PyTree, Sample, Scalar
 
 __all__ = ["MomentDenoiser", "blank_network", "moment_network"]
 
+_LEAST = 1e-12
+"""The least variance, of data that do not vary."""
 MOMENTS = ("full", "diagonal", "scalar")
 
 
@@ -116,9 +118,9 @@ def _moments(flat: Array, weights: Array, full: bool) -> tuple[Array, Array, Any
     off = flat - mean[None]
     if not full:
         variances = jnp.matmul(weights, off**2, precision="highest")
-        return mean, jnp.maximum(variances, 1e-4 * jnp.mean(variances)), None
+        return mean, jnp.maximum(variances, 1e-4 * jnp.mean(variances) + _LEAST), None
     values, vectors = jnp.linalg.eigh(jnp.matmul((off * weights[:, None]).T, off, precision="highest"))
-    return mean, jnp.maximum(values, 1e-4 * jnp.mean(values)), vectors
+    return mean, jnp.maximum(values, 1e-4 * jnp.mean(values) + _LEAST), vectors
 
 
 def blank_network(

@@ -180,7 +180,10 @@ class External:
         def on_host(x: Any) -> np.ndarray:
             x = np.asarray(x)
             lead = x.shape[: x.ndim - len(shape)]
-            out = np.asarray(self.function(x.reshape(-1, *shape)) if self.batched else self.function(x), np.float32)
+            given = self.function(x.reshape(-1, *shape)) if self.batched else self.function(x)
+            if given is None:
+                raise ValueError("the function of External returned None; has it a return?")
+            out = np.asarray(given, np.float32)
             if out.size != int(np.prod(lead)):
                 what = f"{int(np.prod(lead))} numbers for as many samples" if self.batched else "one number"
                 raise ValueError(f"the function of External must return {what} {shape}, got shape {out.shape}.")

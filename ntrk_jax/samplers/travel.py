@@ -8,6 +8,8 @@ a guided one gets more steps against the same noise level, and the noise put bac
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,8 @@ class Travel:
     Shapes: x [*shape]. `state.log_weights` is 0: the path that is kept is no draw of a kernel with a density.
     Cost per step: `repeats` times the sampler's inside the window, the sampler's outside; counted in `state.evals`.
     Density: none (`exact` is False).
+    Derivatives: forward mode only (`jax.jvp`), as the number of passes is a leaf and the loop over them of unknown
+        length; the `Single` itself is differentiated both ways.
     Errors: TypeError for another sampler than `Single`; ValueError for repeats below 1.
     Departs from the papers: nothing; the forward kernel is written for any (alpha, sigma).
     References: Yu et al. 2023 (FreeDoM), arXiv:2303.09833, Algorithm 2; Bansal et al. 2023, arXiv:2302.07121.
@@ -63,6 +67,11 @@ class Travel:
             raise TypeError(f"Travel repeats the steps of a Single, got {type(self.sampler).__name__}.")
         if is_concrete(self.repeats) and not np.all(np.asarray(self.repeats) >= 1):
             raise ValueError(f"repeats must be at least 1, got {self.repeats}.")
+
+    @property
+    def look(self) -> Any:
+        """The sampler's look."""
+        return self.sampler.look
 
     def init(self, key: Key, x: Sample, first: Step) -> State:
         """The look at the initial noise."""

@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_scalar
 from ntrk_jax.core import Denoiser, Step
-from ntrk_jax.grids import grid
+from ntrk_jax.grids import grid, noisiest
 from ntrk_jax.schedules import Schedule
+from ntrk_jax.tree import Function
 from ntrk_jax.typing import Array, Key, Sample
 
-__all__ = ["draw", "even_angles", "even_normal", "flow"]
+__all__ = ["asked", "draw", "even_angles", "even_normal", "flow"]
 
 _MAX_DIM = 21_201
 _BITS = 30
@@ -96,7 +98,8 @@ def draw(
     """Samples of a model by its probability flow, [num, *shape].
 
     Args:
-        model: a denoiser with `schedule`. num_steps: model calls a sample, at even angles arctan(sigma / alpha).
+        model: a denoiser with `schedule`. num_steps: model calls a sample, at even angles arctan(sigma / alpha), from
+            t = 0.98 on for a network that predicts eps or the score, which say nothing of x0 at t = 1.
         batch: samples at a time. even: whether the starts are even, or independent.
     """
     z = even_normal(key, num, shape) if even else jax.random.normal(key, (num, *shape))
@@ -107,13 +110,24 @@ def draw(
 
 @partial(jax.jit, static_argnums=2)
 def _flows(model: Any, z: Array, num_steps: int) -> Array:
-    steps = grid(model.schedule, even_angles(model.schedule, num_steps))
+    steps = grid(model.schedule, even_angles(model.schedule, num_steps, noisiest(model)))
     return jax.vmap(lambda one: flow(model, steps.sigma_t[0].astype(one.dtype) * one, steps))(z)
 
 
-def even_angles(schedule: Schedule, num_steps: int) -> Array:
-    """Times at even angles arctan(sigma / alpha) from noise to data, [num_steps + 1]."""
-    alpha, sigma = schedule(1.0)
+def even_angles(schedule: Schedule, num_steps: int, start: float = 1.0) -> Array:
+    """Times at even angles arctan(sigma / alpha) from `start` to data, [num_steps + 1]."""
+    alpha, sigma = schedule(start)
     angles = jnp.arctan2(sigma, alpha) * jnp.linspace(1.0, 0.0, num_steps + 1)[1:-1]
-    ends = jnp.ones((1,)), jnp.zeros((1,))
+    ends = jnp.full((1,), start), jnp.zeros((1,))
     return jnp.concatenate([ends[0], schedule.time_of(jnp.tan(angles)).astype(ends[0].dtype), ends[1]])
+
+
+def asked(reward: Any, x: Array, batch: int) -> Array:
+    """The reward of every sample, once, [num] float32."""
+    given = Function(reward) if jax.tree_util.all_leaves([reward]) else reward
+    return jnp.concatenate([_ask(given, x[i : i + batch]) for i in range(0, x.shape[0], batch)])
+
+
+@jax.jit
+def _ask(reward: Any, x: Array) -> Array:
+    return jax.vmap(lambda one: jnp.asarray(require_scalar(reward(one)), jnp.float32))(x)

@@ -12,21 +12,36 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ntrk_jax import naming
+from ntrk_jax.arguments import require_count
 from ntrk_jax.core import algebra_dtype
-from ntrk_jax.tree import Function
+from ntrk_jax.tree import Function, describe
 from ntrk_jax.typing import Array, Key, PyTree
 
 if TYPE_CHECKING:
     import optax
 
-__all__ = ["FitState", "begin", "finished", "fit", "learning_rate", "recovered", "restore", "save", "stepper"]
+__all__ = [
+    "FitState",
+    "begin",
+    "finished",
+    "fit",
+    "identity",
+    "learning_rate",
+    "recovered",
+    "restore",
+    "save",
+    "stepper",
+]
 
 
 class FitState(NamedTuple):
@@ -71,24 +86,42 @@ def fit(
     Cost: num_steps * batch_size loss values and gradients; compiles once, and once more for a last, shorter chunk.
 
     Raises:
-        ValueError: if there is no data, a count is not positive, or the checkpoint cannot be read.
+        TypeError: if the key is not typed, the data are no arrays, or the optimiser is none.
+        ValueError: if there is no data, a count is not positive and whole, the checkpoint cannot be read, or the loss
+            is not finite; what an earlier chunk has written to `checkpoint` stays.
     """
-    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(data)}
-    if len(sizes) != 1 or min(sizes) < 1:
-        raise ValueError(f"data must be arrays with one common, positive first axis, got sizes {sorted(sizes)}.")
-    if min(num_steps, batch_size, chunk) < 1:
-        raise ValueError(f"num_steps, batch_size and chunk must be positive, got {num_steps, batch_size, chunk}.")
+    _check(key, data, optimizer)
+    require_count(num_steps=num_steps, batch_size=batch_size, chunk=chunk)
     state = begin(params, optimizer.init(params))
     if checkpoint is not None and recovered(checkpoint).exists():
         state = restore(checkpoint, state)
     advance = stepper(loss, optimizer, batch_size)
     while int(state.step) < num_steps:
         state = advance(key, data, decay, state, min(chunk, num_steps - int(state.step)))
+        if not np.isfinite(float(state.loss)):
+            raise ValueError(
+                f"the loss is {float(state.loss)} by step {int(state.step)}; lower the learning rate, or look for "
+                "numbers in data that are not finite."
+            )
         if checkpoint is not None:
             save(checkpoint, state)
         if progress is not None:
             progress(int(state.step), float(state.loss))
     return finished(state)
+
+
+def _check(key: Any, data: PyTree, optimizer: Any) -> None:
+    """Refuse a key, data or an optimiser that training cannot use."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"key must be a typed key, got {type(key).__name__}; make one with jax.random.key(seed).")
+    leaves = jax.tree.leaves(data)
+    if not all(np.ndim(leaf) and hasattr(leaf, "dtype") for leaf in leaves):
+        raise TypeError("data must be arrays [num_samples, ...], or a pytree of them; wrap a list in jnp.asarray.")
+    sizes = {leaf.shape[0] for leaf in leaves}
+    if len(sizes) != 1 or min(sizes) < 1:
+        raise ValueError(f"data must be arrays with one common, positive first axis, got sizes {sorted(sizes)}.")
+    if not hasattr(optimizer, "init"):
+        raise TypeError(f"optimizer must be one of optax, such as optax.adam(1e-3), got {optimizer!r}.")
 
 
 def begin(params: PyTree, opt_state: PyTree) -> FitState:
@@ -199,3 +232,10 @@ def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
             "give another folder; one that a training run left half-written may be deleted."
         ) from None
     return out
+
+
+def identity(*parts: Any) -> Array:
+    """A number that names a run by the printed forms of its parts, code in work included, [] uint32."""
+    with naming.in_full():
+        text = repr([describe(part) for part in parts])
+    return jnp.uint32(zlib.crc32(text.encode()))

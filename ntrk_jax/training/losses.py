@@ -103,7 +103,7 @@ class DenoisingLoss:
 
     def __call__(self, key: Key, params: PyTree, sample: Any) -> Array:
         """The loss of one sample at one random time and noise."""
-        x0, cond = sample if isinstance(sample, tuple) else (sample, None)
+        x0, cond = sample if isinstance(sample, tuple | list) else (sample, None)
         time_key, noise_key = jax.random.split(key)
         dtype = algebra_dtype(x0)
         t, x0 = self.time(time_key, dtype), x0.astype(dtype)
@@ -116,6 +116,11 @@ class DenoisingLoss:
             prediction = self.apply(params, *jax.tree.map(lambda a: jnp.asarray(a)[None], args))[0]
         else:
             prediction = self.apply(params, *args)
+        if jnp.shape(prediction) != x0.shape:
+            raise ValueError(
+                f"the network must predict the shape of one sample, {x0.shape}, got {jnp.shape(prediction)}; "
+                "one of batches needs batched=True."
+            )
         error = prediction.astype(dtype) - self._target(x0, z, alpha, sigma, slope)
         return self._weight(alpha, sigma, slope) * jnp.mean(jnp.square(error))
 

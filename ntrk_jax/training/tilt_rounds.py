@@ -35,13 +35,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count, require_probability, require_scalar
+from ntrk_jax.arguments import require_count, require_probability
 from ntrk_jax.resampling import systematic
-from ntrk_jax.training.draws import draw
-from ntrk_jax.training.fit import FitState, begin, finished, recovered, restore, save, stepper
+from ntrk_jax.training.draws import asked, draw
+from ntrk_jax.training.fit import FitState, begin, finished, identity, recovered, restore, save, stepper
 from ntrk_jax.training.tilt_weights import centred, effective_share, ess_step, pooled_weights, skewness
 from ntrk_jax.training.tilting import TiltLoss
-from ntrk_jax.tree import Function, pytree, replace, static
+from ntrk_jax.tree import pytree, replace, static
 from ntrk_jax.typing import Array, Key, PyTree, Scalar
 
 __all__ = ["TiltPlan", "TiltState", "denoise", "tilt"]
@@ -116,7 +116,7 @@ class TiltState(NamedTuple):
     samples, rewards: of the last rounds, [keep, num_samples, *shape] and [keep, num_samples] in units of the
         temperature; at: the a they were drawn at, [keep], NaN where there are none yet.
     history: [256, 5], one row a round: a before, a after, share of effective samples, mean reward, last loss.
-    skewed: whether the rewards of any round so far were, [] bool.
+    skewed: whether the rewards of any round so far were, [] bool. run: names the run, [] uint32.
     """
 
     model: Any
@@ -127,6 +127,7 @@ class TiltState(NamedTuple):
     at: Array
     history: Array
     skewed: Array
+    run: Array
 
 
 def tilt(
@@ -163,10 +164,14 @@ def tilt(
     state = TiltState(
         model, jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((*sets, *shape)), jnp.zeros(sets),
         jnp.full((plan.keep,), jnp.nan), jnp.full((MAX_ROUNDS, 5), jnp.nan),
-        jnp.zeros((), bool),
+        jnp.zeros((), bool), identity(key, model, reward, float(temperature), plan),
     )  # fmt: skip
     if checkpoint is not None and recovered(checkpoint).exists():
-        state = restore(checkpoint, state)
+        run, state = state.run, restore(checkpoint, state)
+        if int(state.run) != int(run):
+            raise ValueError(
+                f"{checkpoint} is of another key, model, reward, temperature or plan; give another folder."
+            )
     while float(state.reached) < 1.0:
         if int(state.round) >= MAX_ROUNDS:
             raise ValueError(f"the path needs more than {MAX_ROUNDS} rounds; raise the temperature or lower ess.")
@@ -192,7 +197,7 @@ def _round(key: Key, state: TiltState, reward: Any, temperature: float, plan: Ti
     draw_key, pick_key, fit_key = jax.random.split(key, 3)
     a, slot, shape = float(state.reached), int(state.round) % plan.keep, state.samples.shape[2:]
     x = draw(draw_key, state.model, plan.num_samples, shape, plan.num_draw_steps, plan.draw_batch)
-    r = _rewards(reward, x, plan.draw_batch) / temperature
+    r = asked(reward, x, plan.draw_batch) / temperature
     if not bool(jnp.all(jnp.isfinite(r)) & jnp.all(jnp.isfinite(x))):
         raise ValueError("samples and rewards must be finite; lower the rate or clip the reward (rewards.Clipped).")
     state = state._replace(
@@ -239,17 +244,6 @@ def _step(rewards: np.ndarray, left: float, plan: TiltPlan, done: int) -> float:
     return left / math.ceil(left / longest - 1e-9)
 
 
-def _rewards(reward: Any, x: Array, batch: int) -> Array:
-    """The reward of every sample, once, [num] float32."""
-    asked = Function(reward) if jax.tree_util.all_leaves([reward]) else reward
-    return jnp.concatenate([_ask(asked, x[i : i + batch]) for i in range(0, x.shape[0], batch)])
-
-
-@jax.jit
-def _ask(reward: Any, x: Array) -> Array:
-    return jax.vmap(lambda one: jnp.asarray(require_scalar(reward(one)), jnp.float32))(x)
-
-
 @jax.jit
 def _fitted(model: Any, x: Array, weights: Array) -> Any:
     return model.fitted(x, weights)
@@ -273,7 +267,10 @@ def denoise(
     """
     plan = TiltPlan(method="weighted", num_steps=num_steps, batch_size=batch_size, rate=rate, decay=decay)
     even = jnp.full((x.shape[0],), 1.0 / x.shape[0])
-    return _train(key, model, (x, jnp.zeros(x.shape[0])), even, plan)[0]
+    model, loss = _train(key, model, (x, jnp.zeros(x.shape[0])), even, plan)
+    if not bool(jnp.isfinite(loss)):
+        raise ValueError("the loss is not finite; lower the rate, or look for numbers in the samples that are not.")
+    return model
 
 
 def _train(key: Key, model: Any, data: PyTree, weights: Array, plan: TiltPlan) -> tuple[Any, Array]:
