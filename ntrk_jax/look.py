@@ -143,7 +143,11 @@ class Look:
     def _value(self, key: Key, x: Sample, t: Scalar, x0: Sample) -> Any:
         if not self._has_value:
             return None
-        value = self.reward(x0) if self.value is None else self.value(key, x, t, x0, self.reward)  # type: ignore[misc]
+        try:
+            value = self.reward(x0) if self.value is None else self.value(key, x, t, x0, self.reward)  # type: ignore[misc]
+        except jax.errors.ConcretizationTypeError as error:
+            error.add_note("A reward is traced by JAX; one that runs in Python enters as nk.rewards.External(reward).")
+            raise
         return _scalar(value, x.dtype)
 
     def _true_reward(self, x0: Sample) -> Array:

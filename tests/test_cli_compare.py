@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_cli_main import invoke, quick_compilation, refused
 
 import ntrk_jax as nk
-from ntrk_jax.cli import compare_study
+from ntrk_jax.cli import compare_report, compare_study, figures
 from ntrk_jax.cli.build import Choices
 from ntrk_jax.cli.compare_judges import DigitsJudge, ExactJudge, key_of
 from ntrk_jax.cli.compare_report import compare_table, markdown
@@ -271,3 +272,16 @@ def test_a_gradient_of_a_cliff_is_left_out(tmp_path):
 )
 def test_what_cannot_be(args, words):
     refused(invoke("compare", "--num", 8, "--seeds", 1, *args), *words)
+
+
+def test_figures_say_what_they_cut():
+    axes = figures.figure(4.0, 2.0).subplots()
+    compare_report._zoom(axes, np.array([-100.0, -1.0, -1.2, -0.9]), None)
+    assert [text.get_text().strip() for text in axes.texts] == ["-100"]
+    assert axes.get_xlim()[0] > -10
+    law, rng = nk.targets.skewed(2)[0], np.random.default_rng(0)
+    exact = np.asarray(law.sample(jax.random.key(0), 200))
+    clouds = {"near": exact, "far": exact + np.where(rng.random((200, 1)) < 0.2, 1e3, 0.0)}
+    report = {"floor": {"sw2": 0.1}, "summary": [{"method": name, "mean": {"sw2": 1.0}} for name in clouds]}
+    titles = [panel.get_title() for panel in compare_report._clouds(report, law, exact, clouds).axes]
+    assert [" outside" in title for title in titles[1:3]] == [False, True]

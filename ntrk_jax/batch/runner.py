@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -149,7 +150,7 @@ def _split(plan: Plan) -> list[tuple[Group, list[int]]]:
             names = f"{plan.units[first].name!r} and {plan.units[last].name!r}"
             raise ValueError(
                 f"units {names} need different programs, so num must be a multiple of chunk, got {plan.num} and "
-                f"{plan.chunk}."
+                f"{plan.chunk}; give a chunk that divides num, such as {math.gcd(plan.num, plan.chunk)}."
             )
         chunks[own.pop()].append(chunk)
     return list(zip(groups, chunks, strict=True))

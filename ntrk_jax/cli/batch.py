@@ -40,6 +40,11 @@ _LINES = 20  # of progress in a log
 def batch(plan: Path, store: Path | None, **options: Any) -> None:
     """Draw the samples of a PLAN (TOML) that the store does not hold yet.
 
+    A plan has the entries target (or checkpoint), method and num; seed (0), steps (25) and chunk (256, samples that a
+    device draws at a time) unless given; and those of `ntrk sample`: strength, temperature, particles, value, kernel,
+    schedule, digit, and tables [set], [mixture] and [reward]. Tables [[units]] hold what differs, one unit each, with a
+    name if you like; digits = [0, 1] is short for two.
+
     A sample depends on its unit, seed and number alone. Run the same command again after it was stopped or killed: the
     store ends as if it had never been.
     """

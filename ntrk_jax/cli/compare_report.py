@@ -133,9 +133,11 @@ def _clouds(report: dict[str, Any], tilted: Any, exact: Any, clouds: dict[str, A
         axes.set_axis_on()
         contours(axes, tilted, limits, EXACT)
         x = np.asarray(x)[:600]
+        outside = np.mean(np.any((x < [side[0] for side in limits]) | (x > [side[1] for side in limits]), axis=1))
         axes.scatter(x[:, 0], x[:, 1], s=3, color=colour, alpha=0.5, linewidths=0)
         sw2 = report["floor"]["sw2"] if name not in means else means[name]["sw2"]
-        axes.set_title(f"{name}\nsliced W2 {_number(sw2, 2)}", fontsize=8)
+        beyond = f", {outside:.0%} outside" if outside >= 0.005 else ""
+        axes.set_title(f"{name}\nsliced W2 {_number(sw2, 2)}{beyond}", fontsize=8)
         axes.set(xlim=limits[0], ylim=limits[1], aspect="equal", xticks=[], yticks=[])
     return fig
 
@@ -184,4 +186,9 @@ def _zoom(axes: Any, means: np.ndarray, line: float | None) -> None:
     points = np.append(known, [0.0 if line is None else line])
     low, high = np.min(points), np.max(points)
     middle = np.median(np.abs(points)) + 1e-9
-    axes.set_xlim(min(0.0, max(low, -6.0 * middle) * 1.08), max(0.0, min(high, 6.0 * middle) * 1.08))
+    left, right = min(0.0, max(low, -6.0 * middle) * 1.08), max(0.0, min(high, 6.0 * middle) * 1.08)
+    axes.set_xlim(left, right)
+    for row, mean in enumerate(means):
+        if np.isfinite(mean) and not left <= mean <= right:  # say where a bar that is cut would end
+            side, edge = ("left", left) if mean < left else ("right", right)
+            axes.text(edge, row, f" {mean:.3g} ", ha=side, va="center", fontsize=7, color="white")
