@@ -9,6 +9,7 @@ import pytest
 from test_models_flax import FLOW, MEAN, VAR, gaussian
 
 from ntrk_jax import tweedie
+from ntrk_jax.models import FlaxDenoiser
 from ntrk_jax.training import DenoisingLoss
 
 LOW, HIGH, NUM = 0.1, 0.9, 20_000
@@ -99,3 +100,17 @@ def test_networks_of_batches_are_trained_as_those_of_samples():
 def test_a_prediction_of_another_shape_is_refused(wrong):
     with pytest.raises(ValueError, match="must predict the shape of one sample"):
         losses(DenoisingLoss(wrong, "x0", FLOW), {"mean": jnp.asarray(MEAN)}, 2)
+
+
+def test_a_network_is_trained_in_the_precision_in_which_it_is_asked():
+    seen = []
+
+    def record(w, x, t):
+        seen.append((x.dtype, t.dtype))
+        return w.astype(x.dtype) * x
+
+    for dtype in (jnp.bfloat16, jnp.float32):
+        w = jnp.ones((), dtype)
+        DenoisingLoss(record, "x0", FLOW)(jax.random.key(0), w, jnp.ones(2))
+        FlaxDenoiser(record, "x0", w, FLOW)(jnp.ones(2), 0.5)
+        assert seen[-2] == seen[-1] == (dtype, jnp.float32)

@@ -22,12 +22,12 @@ from ntrk_jax.arguments import refuse_class, require_schedule
 from ntrk_jax.core import algebra_dtype
 from ntrk_jax.schedules import Schedule, rates
 from ntrk_jax.tree import pytree, static
-from ntrk_jax.typing import PyTree, Sample, Scalar
+from ntrk_jax.typing import Array, PyTree, Sample, Scalar
 
 if TYPE_CHECKING:
     from flax import nnx
 
-__all__ = ["FlaxDenoiser", "NnxDenoiser"]
+__all__ = ["FlaxDenoiser", "NnxDenoiser", "network_input"]
 
 
 @pytree
@@ -92,8 +92,7 @@ class FlaxDenoiser:
         return tweedie.to_x0(self.kind, prediction.astype(dtype), x.astype(dtype), alpha, sigma, slope)
 
     def _predict(self, x: Sample, t: Scalar, cond: Any) -> Sample:
-        dtype = _network_dtype(self.variables, x.dtype)
-        args: tuple = (x.astype(dtype), t.astype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32))
+        args: tuple = network_input(self.variables, x, t)
         if cond is not None:
             args = (*args, jax.tree.map(_label, cond))
         if self.batched:
@@ -111,10 +110,11 @@ def _label(leaf: Any) -> Any:
     return np.asarray(leaf) if isinstance(leaf, int | np.integer) else leaf
 
 
-def _network_dtype(variables: PyTree, default: Any) -> Any:
-    """The widest floating dtype among the weights."""
+def network_input(variables: PyTree, x: Sample, t: Array) -> tuple[Sample, Array]:
+    """A sample in the widest floating dtype among the weights, and its time in that or float32, the wider."""
     dtypes = [a.dtype for a in jax.tree.leaves(variables) if jnp.issubdtype(getattr(a, "dtype", int), jnp.floating)]
-    return max(dtypes, key=lambda d: jnp.finfo(d).bits, default=default)
+    dtype = max(dtypes, key=lambda d: jnp.finfo(d).bits, default=x.dtype)
+    return x.astype(dtype), t.astype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 class _NnxApply:

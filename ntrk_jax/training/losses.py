@@ -27,6 +27,7 @@ import numpy as np
 from ntrk_jax import tweedie
 from ntrk_jax.arguments import require_schedule, require_times
 from ntrk_jax.core import algebra_dtype
+from ntrk_jax.models.flax import network_input
 from ntrk_jax.schedules import Schedule, rates
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, PyTree, Sample, Scalar
@@ -110,8 +111,8 @@ class DenoisingLoss:
         z = jax.random.normal(noise_key, x0.shape, dtype)
         alpha, sigma = self.schedule(t)
         slope = rates(self.schedule, t)
-        x = alpha * x0 + sigma * z
-        args = (x, t) if cond is None else (x, t, cond)
+        args: tuple = network_input(params, alpha * x0 + sigma * z, t)  # as `models.FlaxDenoiser` will ask it
+        args = args if cond is None else (*args, cond)
         if self.batched:
             prediction = self.apply(params, *jax.tree.map(lambda a: jnp.asarray(a)[None], args))[0]
         else:
