@@ -192,13 +192,16 @@ def refuse_blind(part: Any, steps: Step) -> Array:
 
 
 def usual(model: Any, schedule: Schedule, num_steps: int) -> Step:
-    """The rows of a uniform grid from pure noise, or from t = 0.98 for a network that predicts eps or the score."""
-    return grid(schedule, uniform(num_steps, start=noisiest(model)))
+    """The rows of a uniform grid from pure noise, or from where `noisiest` says."""
+    return grid(schedule, uniform(num_steps, start=noisiest(model, schedule)))
 
 
-def noisiest(model: Any) -> float:
-    """The time at which a model may first be asked: 1, or 0.98 for a network that predicts eps or the score."""
-    return 0.98 if set(_kinds(model)) & set(_NOISE) else 1.0
+def noisiest(model: Any, schedule: Schedule) -> float:
+    """When a model is first asked: at 1, or at 0.98 a network of eps or the score whose schedule ends at alpha = 0."""
+    with jax.ensure_compile_time_eval():
+        least = schedule(jnp.ones(()))[0]
+    nothing = not is_concrete(least) or float(least) < _NOTHING
+    return 0.98 if nothing and set(_kinds(model)) & set(_NOISE) else 1.0
 
 
 def _kinds(part: Any) -> Iterator[str]:

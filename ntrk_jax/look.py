@@ -145,7 +145,7 @@ class Look:
             return None
         try:
             value = self.reward(x0) if self.value is None else self.value(key, x, t, x0, self.reward)  # type: ignore[misc]
-        except jax.errors.ConcretizationTypeError as error:
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             error.add_note("A reward is traced by JAX; one that runs in Python enters as nk.rewards.External(reward).")
             raise
         return _scalar(value, x.dtype)

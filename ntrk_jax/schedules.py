@@ -108,7 +108,7 @@ class VPLinear:
         top = self.beta_min + 0.5 * rise
         b = jnp.minimum(jnp.log1p(jnp.square(jnp.minimum(ratio, 1e15))), top)
         t = 2.0 * b / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * rise * b))
-        return jnp.where(b < top, t, jnp.ones_like(t))
+        return jnp.where(b >= top, jnp.ones_like(t), t)
 
 
 @pytree

@@ -91,3 +91,19 @@ def test_a_network_of_noise_has_a_likelihood():
     x = jnp.array([0.3, -0.2])
     got = jax.jit(ProbabilityFlow(model, schedule).log_prob)(x)
     np.testing.assert_allclose(got, -np.log(2 * np.pi) - 0.5 * float(x @ x), atol=2e-3)
+
+
+@pytest.mark.parametrize("schedule", [schedules.VPCosine(), schedules.VE(), schedules.RectifiedFlow()])
+def test_a_network_of_noise_flows_from_the_noise_of_the_schedule(schedule):
+    """It starts at t = 0.98 where alpha = 0 at 1; the noise that is given is that of t = 1 all the same."""
+
+    def eps(w, x, t):
+        alpha, sigma = schedule(t)
+        return sigma * (x - alpha * w) / (0.25 * alpha**2 + sigma**2)
+
+    flow = ProbabilityFlow(models.FlaxDenoiser(eps, "eps", jnp.float32(0.0), schedule), schedule)
+    last = schedule(1.0)[1]
+    ends = jax.vmap(flow.sample)(last * jnp.array([[1.0], [-2.0]]))
+    np.testing.assert_allclose(ends, [[0.5], [-1.0]], rtol=2e-3)
+    law = -0.5 * jnp.square(ends[:, 0] / 0.5) - jnp.log(0.5 * jnp.sqrt(2.0 * jnp.pi))
+    np.testing.assert_allclose(jax.vmap(flow.log_prob)(ends), law, atol=3e-3)

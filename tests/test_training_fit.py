@@ -158,10 +158,26 @@ def test_refused_arguments():
     ):
         with pytest.raises(TypeError, match=words):
             fit(*parts, 1)
-    with pytest.raises(ValueError, match="the loss is nan by step 1; lower the learning rate"):
-        fit(KEY, lambda key, w, x: jnp.nan * jnp.sum(x), START, jnp.ones((3, 3)), OPTIMIZER, 1)
+    with pytest.raises(ValueError, match="no longer finite by step 1, the loss is nan; lower the learning rate"):
+        fit(
+            KEY,
+            lambda key, w, x: jnp.nan * sum(map(jnp.sum, jax.tree.leaves(w))),
+            START,
+            jnp.ones((3, 3)),
+            OPTIMIZER,
+            1,
+        )
     with pytest.raises(ValueError, match="common, positive first axis"):
         fit(KEY, squared, START, (jnp.ones((3, 3)), jnp.ones(2)), OPTIMIZER, 1)
+
+
+def test_a_step_that_is_not_finite_may_be_left_out_by_the_optimiser():
+    def loss(key, w, x):
+        return jnp.where(jax.random.uniform(key) < 0.2, jnp.nan, jnp.sum(jnp.square(w)))
+
+    state = fit(KEY, loss, jnp.ones(2), jnp.ones((4, 2)), optax.apply_if_finite(optax.sgd(0.1), 1000), 20, batch_size=1)
+    assert np.all(np.isfinite(state.average))
+    assert np.all(np.asarray(state.params) < 1.0)
 
 
 def test_every_step_draws_anew():

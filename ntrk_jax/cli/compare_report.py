@@ -136,7 +136,7 @@ def _clouds(report: dict[str, Any], tilted: Any, exact: Any, clouds: dict[str, A
         outside = np.mean(np.any((x < [side[0] for side in limits]) | (x > [side[1] for side in limits]), axis=1))
         axes.scatter(x[:, 0], x[:, 1], s=3, color=colour, alpha=0.5, linewidths=0)
         sw2 = report["floor"]["sw2"] if name not in means else means[name]["sw2"]
-        beyond = f", {outside:.0%} outside" if outside >= 0.005 else ""
+        beyond = f", {outside:.0%} outside" if outside >= 0.01 else ""
         axes.set_title(f"{name}\nsliced W2 {_number(sw2, 2)}{beyond}", fontsize=8)
         axes.set(xlim=limits[0], ylim=limits[1], aspect="equal", xticks=[], yticks=[])
     return fig

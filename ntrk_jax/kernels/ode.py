@@ -90,13 +90,16 @@ class ProbabilityFlow:
     def sample(self, x: Sample) -> Sample:
         """The sample that the flow makes of a noise x ~ N(0, sigma(1)^2 I), [*shape] in the dtype of x.
 
-        It starts at t = 1, or for a network that predicts eps or the score, which say nothing of x0 there, at 0.98.
+        It starts at t = 1, or with the noise scaled at 0.98 for a network that predicts eps or the score on a schedule
+        that ends at alpha = 0, where these say nothing of x0.
 
         Each call is one deterministic map; `log_prob` follows it the other way.
         """
         dtype = algebra_dtype(x)
         low, high, size = self._range(dtype)
-        out = self._solve(lambda phi, y, _: self._velocity(phi, y), high, low, x.astype(dtype) / size)
+        first, last = (jnp.asarray(self.schedule(t)[1], dtype) for t in (self._first(dtype), jnp.ones((), dtype)))
+        start = x.astype(dtype) * (first / last / size)
+        out = self._solve(lambda phi, y, _: self._velocity(phi, y), high, low, start)
         return (out / jnp.cos(low)).astype(x.dtype)
 
     def log_prob(self, x0: Sample, key: Key | None = None, *, num_probes: int = 1) -> Array:
@@ -143,7 +146,7 @@ class ProbabilityFlow:
         return low, jnp.arctan2(sigma, alpha), jnp.hypot(alpha, sigma)
 
     def _first(self, dtype: Any) -> Array:
-        return jnp.asarray(noisiest(self.model), dtype)
+        return jnp.asarray(noisiest(self.model, self.schedule), dtype)
 
     def _velocity(self, phi: Array, y: Array) -> Array:
         """The rate dy / dphi; the model is asked at the time whose noise-to-signal ratio is tan(phi)."""

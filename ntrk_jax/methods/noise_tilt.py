@@ -65,7 +65,7 @@ def ntrk_x0(
 
     value: a smoothed reward, or None; a value that is not a function of x0 has no gradient there, and is refused.
     """
-    if value is not None and (not value.needs_x0 or hasattr(value, "through")):
+    if value is not None and (not getattr(value, "needs_x0", True) or hasattr(value, "through")):
         raise ValueError(
             f"ntrk_x0 climbs a function of x0, got the value {type(value).__name__}; use ntrk, whose gradient is that "
             "of the value in x."

@@ -17,6 +17,7 @@ from ntrk_jax.samplers import RBF, SVDD, Beam, BestOfN, Blocks, Pruned, Rising, 
 from ntrk_jax.schedules import Schedule, VPLinear
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Scalar
+from ntrk_jax.values import Smoothed
 
 __all__ = ["beam", "best_of_n", "code", "dsearch", "rbf", "svdd", "svdd_argmax", "ttsnap"]
 
@@ -53,7 +54,7 @@ def svdd(
     value: Value | None = None,
 ) -> SVDD:
     """SVDD as in its paper: each row goes on with one of M candidates, drawn by value at a temperature."""
-    if choice == "categorical":
+    if choice == "categorical" and not isinstance(value, Smoothed):
         require_temperature_of(value, temperature)
     look = _look(model, reward, guidance, value)
     return SVDD(look, kernel or DDIM(eta=1.0), guidance, temperature, choice, num_particles)

@@ -99,7 +99,8 @@ def refuse_no_noise(kernel: Any, guidance: Any) -> None:
         raise TypeError(f"kernel must be a reverse kernel such as nk.kernels.DDIM(), got the rule {_name(kernel)}.")
     without = not getattr(kernel, "stochastic", True)
     if without and getattr(guidance, "needs_noise", False):
+        acts = next((r for r in getattr(guidance, "rules", ()) if getattr(r, "needs_noise", False)), guidance)
         raise ValueError(
-            f"{type(guidance).__name__} acts through the noise of the kernel, and {type(kernel).__name__} has none: "
+            f"{type(acts).__name__} acts through the noise of the kernel, and {type(kernel).__name__} has none: "
             "it would do nothing; use a stochastic kernel such as DDIM(eta=1.0) or FlowSDE()."
         )

@@ -110,7 +110,7 @@ def draw(
 
 @partial(jax.jit, static_argnums=2)
 def _flows(model: Any, z: Array, num_steps: int) -> Array:
-    steps = grid(model.schedule, even_angles(model.schedule, num_steps, noisiest(model)))
+    steps = grid(model.schedule, even_angles(model.schedule, num_steps, noisiest(model, model.schedule)))
     return jax.vmap(lambda one: flow(model, steps.sigma_t[0].astype(one.dtype) * one, steps))(z)
 
 

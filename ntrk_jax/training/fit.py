@@ -87,8 +87,8 @@ def fit(
 
     Raises:
         TypeError: if the key is not typed, the data are no arrays, or the optimiser is none.
-        ValueError: if there is no data, a count is not positive and whole, the checkpoint cannot be read, or the loss
-            is not finite; what an earlier chunk has written to `checkpoint` stays.
+        ValueError: if there is no data, a count is not positive and whole, the checkpoint cannot be read, or the
+            parameters are no longer finite; what an earlier chunk has written to `checkpoint` stays.
     """
     _check(key, data, optimizer)
     require_count(num_steps=num_steps, batch_size=batch_size, chunk=chunk)
@@ -98,10 +98,10 @@ def fit(
     advance = stepper(loss, optimizer, batch_size)
     while int(state.step) < num_steps:
         state = advance(key, data, decay, state, min(chunk, num_steps - int(state.step)))
-        if not np.isfinite(float(state.loss)):
+        if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.average)):
             raise ValueError(
-                f"the loss is {float(state.loss)} by step {int(state.step)}; lower the learning rate, or look for "
-                "numbers in data that are not finite."
+                f"the parameters are no longer finite by step {int(state.step)}, the loss is {float(state.loss)}; "
+                "lower the learning rate, or look for numbers in data that are not finite."
             )
         if checkpoint is not None:
             save(checkpoint, state)

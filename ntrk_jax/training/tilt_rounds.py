@@ -164,7 +164,7 @@ def tilt(
     state = TiltState(
         model, jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((*sets, *shape)), jnp.zeros(sets),
         jnp.full((plan.keep,), jnp.nan), jnp.full((MAX_ROUNDS, 5), jnp.nan),
-        jnp.zeros((), bool), identity(key, model, reward, float(temperature), plan),
+        jnp.zeros((), bool), identity(key, jax.tree.map(jnp.asarray, model), reward, float(temperature), plan),
     )  # fmt: skip
     if checkpoint is not None and recovered(checkpoint).exists():
         run, state = state.run, restore(checkpoint, state)
