@@ -21,11 +21,29 @@ from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Scalar
 
 __all__ = [
-    "check_schedule", "circle", "grid", "karras", "noisiest", "refuse_blind", "shifted", "trailing", "uniform", "usual",
+    "Grid", "Part", "as_known", "check_schedule", "circle", "grid",
+    "karras", "noisiest", "refuse_blind", "shifted", "trailing", "uniform", "usual",
 ]  # fmt: skip
 
 _NOISE, _NOTHING = ("eps", "score"), 1e-3
 """What says nothing of x0 where alpha is below this."""
+
+
+class Grid(Step):
+    """A grid whose last row, and no other, leads to sigma = 0: a run over it needs no branch in its loop."""
+
+    __slots__ = ()
+
+    def rows(self, start: int, stop: int | None = None) -> Step:
+        """The grid's rows start..stop, itself a grid."""
+        kept = range(self.num_steps)[start:stop]
+        return (Grid if kept and kept[-1] == self.num_steps - 1 else Part)(*(a[start:stop] for a in self))
+
+
+class Part(Step):
+    """Rows of a `Grid` without its last: none of them leads to sigma = 0."""
+
+    __slots__ = ()
 
 
 def grid(schedule: Schedule, times: Array) -> Step:
@@ -34,6 +52,11 @@ def grid(schedule: Schedule, times: Array) -> Step:
     Args:
         schedule: t -> (alpha, sigma).
         times: [num_steps + 1], decreasing within [0, 1], the last one 0.
+
+    Returns:
+        The rows, [num_steps] each, as a `Grid` if their values can be read and sigma is 0 at time 0 alone. Made inside
+        `jax.jit` it is a plain `Step`, over which a run asks at every row whether it is the last (some 10 us on a GPU):
+        better made outside and handed in.
 
     Raises:
         ValueError: if the times are not one decreasing array in [0, 1] that ends at 0.
@@ -58,7 +81,27 @@ def grid(schedule: Schedule, times: Array) -> Step:
             )
     alpha, sigma = schedule(times)
     alpha, sigma = jnp.asarray(alpha, times.dtype), jnp.asarray(sigma, times.dtype)
-    return Step(times[:-1], times[1:], alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
+    rows = Step(times[:-1], times[1:], alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
+    return Grid(*rows) if is_concrete(sigma) and _ends_alone(np.asarray(sigma[1:])) else rows
+
+
+def _ends_alone(sigma_s: Any) -> Any:
+    """Whether the last row and no other leads to sigma = 0, []."""
+    return (sigma_s[-1] == 0) & ((sigma_s[:-1] > 0).all())
+
+
+def as_known(steps: Step) -> tuple[Step, Any]:
+    """A grid as the kind that it is: a `Grid` that was sliced by other means than `rows` becomes a plain `Step`.
+
+    Returns:
+        The grid, and whether it is no `Grid` though it says so where that cannot be read yet, under `jax.jit`, [].
+    """
+    if not isinstance(steps, (Grid, Part)):
+        return steps, False
+    known = is_concrete(steps.sigma_s)
+    sigma = np.asarray(steps.sigma_s) if known else steps.sigma_s
+    right = _ends_alone(sigma) if isinstance(steps, Grid) else (sigma > 0).all()
+    return (steps if right else Step(*steps), False) if known else (steps, ~right)
 
 
 def _count(num_steps: int) -> int:

@@ -2,26 +2,31 @@
 
 Step i uses fold_in(key, i), so a run that is interrupted after any row and resumed from its state gives
 bitwise the same answer; no key is ever carried.
+
+A step moves and then looks. Where it comes in these two halves (`Single`) and the grid knows its last row
+(`grids.Grid`), the loop looks and then moves: the model is compiled once, and no row has to ask whether it is the last.
+Elsewhere the loop is one of whole steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.core import Info, Sampler, State, Status, Step, Stream
-from ntrk_jax.grids import check_schedule, refuse_blind
+from ntrk_jax.core import Evals, Info, Sampler, State, Status, Step, Stream
+from ntrk_jax.grids import Grid, Part, as_known, check_schedule, refuse_blind
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Key, PyTree
-from ntrk_jax.varying import settled, vary_as
+from ntrk_jax.varying import settled, vary, vary_as
 
 __all__ = ["check", "resume", "run", "summary", "trajectory"]
 
 Record = Callable[[State, Info], PyTree]
+"""A pure one may be asked about the look before the first row too; that answer is dropped."""
 
 
 def summary(state: State, info: Info) -> Info:
@@ -52,7 +57,7 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
 
     Shapes: batches by `jax.vmap(run, in_axes=(None, 0, 0, None))`: a sample depends on its own key alone; over devices
         by `jax.shard_map` of that, or by sharding the inputs over a mesh of Auto axes (`batch.make_mesh`).
-    Cost: one look before the loop and one a row, of which the last is free of model calls: num_steps NFE.
+    Cost: one look at the start of every row and one at the end, which is free of model calls: num_steps NFE.
     Errors: TypeError or ValueError at trace time for a raw key, a wrong grid or a wrong shape; ValueError for a grid of
         another schedule than the model's, and under `jax.jit`, where that cannot be read, the flag WRONG_GRID. Values
         never raise inside the loop: see `check`. A batch [n, *shape] without vmap is one sample of n rows.
@@ -69,11 +74,16 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
     if not (hasattr(sampler, "init") and hasattr(sampler, "step")) or isinstance(sampler, type):
         raise TypeError(f"sampler must be one such as nk.Single(...), got {sampler!r}.")
     _check_inputs(key, x, steps)
-    wrong = _wrong_rows(sampler, steps) | check_schedule(sampler, steps) | refuse_blind(sampler, steps)
-    first = jax.tree.map(lambda a: a[0], steps)
-    state = sampler.init(jax.random.fold_in(key, Stream.INIT), x, first)
-    state = state._replace(status=state.status | jnp.where(wrong, jnp.int32(Status.WRONG_GRID), jnp.int32(0)))
-    return resume(sampler, key, state, steps, record)
+    steps, sliced = as_known(steps)
+    wrong = _wrong_rows(sampler, steps) | check_schedule(sampler, steps) | refuse_blind(sampler, steps) | sliced
+    flag = jnp.where(wrong, jnp.int32(Status.WRONG_GRID), jnp.int32(0))
+    key_init = jax.random.fold_in(key, Stream.INIT)
+    if _in_halves(sampler, steps):
+        way = sampler.embark(key_init, x)._replace(status=flag)
+        if not _acts(sampler, way, record):
+            return _look_first(sampler, key, way, None, steps, record, 0)
+    state = sampler.init(key_init, x, jax.tree.map(lambda a: a[0], steps))
+    return _look_last(sampler, key, state._replace(status=state.status | flag), steps, record, 0)
 
 
 def resume(
@@ -86,6 +96,35 @@ def resume(
     """
     _check_key(key)
     _check_grid(steps)
+    steps, sliced = as_known(steps)
+    flag = jnp.where(sliced, jnp.int32(Status.WRONG_GRID), jnp.int32(0))
+    state = state._replace(status=state.status | flag)
+    if _in_halves(sampler, steps):
+        way = sampler.embark(jax.random.fold_in(key, Stream.INIT), state.look.x)
+        way = way._replace(log_weights=state.log_weights, evals=state.evals, status=state.status)
+        if not _acts(sampler, way, record):
+            return _look_first(sampler, key, way, state.look, steps, record, start)
+    return _look_last(sampler, key, state, steps, record, start)
+
+
+def _in_halves(sampler: Any, steps: Step) -> TypeGuard[Any]:
+    """Whether a step is a move and a look that the loop may take in either order, and the last row is known."""
+    known = isinstance(steps, (Grid, Part))
+    return known and "depart" in vars(type(sampler)) and hasattr(sampler.look, "apart")
+
+
+def _acts(sampler: Any, begin: Any, record: Record) -> bool:
+    """Whether a record does more than to keep something, such as printing: then it must see each row once."""
+    if record in (summary, trajectory):
+        return False
+    seen = jax.eval_shape(lambda way: sampler.arrive(way, sampler.look.final(way.x)), begin)
+    return bool(jax.make_jaxpr(record)(*seen).effects)
+
+
+def _look_last(
+    sampler: Sampler, key: Key, state: State, steps: Step, record: Record, start: int
+) -> tuple[State, PyTree]:
+    """The loop of whole steps, each of which ends with its look."""
     indices = jnp.arange(steps.num_steps) + start
 
     def body(before: State, row: tuple[Array, Step]) -> tuple[State, PyTree]:
@@ -93,8 +132,53 @@ def resume(
         state, info = sampler.step(jax.random.fold_in(key, index), before, step)
         return vary_as(state, before), record(state, info)
 
-    rows = indices, steps
-    begin = settled(lambda state: body(state, jax.tree.map(lambda a: a[0], rows))[0], state)
+    return _scan(body, state, (indices, steps))
+
+
+def _look_first(
+    sampler: Any, key: Key, way: Any, given: Any, steps: Step, record: Record, start: int
+) -> tuple[State, PyTree]:
+    """The loop of a sampler in two halves: look at x, move on; the look at the end is taken after the loop.
+
+    The model stands in the loop alone, and no row has to ask whether it is the last. The first look is `given` where a
+    run is resumed, and then no model is asked for it.
+    """
+    indices = jnp.arange(steps.num_steps) + start
+
+    def body(way: Any, row: tuple[Array, Step]) -> tuple[Any, PyTree]:
+        index, step = row
+        if given is None:
+            looked = sampler.look.apart(way.key, way.x, step.t, step.sigma_t)
+        else:
+            looked = _unless(index == start, given, sampler.look, way, step)
+        state, info = sampler.arrive(way, looked)
+        return vary_as(sampler.depart(jax.random.fold_in(key, index), state, step), way), record(state, info)
+
+    way, before = _scan(body, way, (indices, steps))
+    if isinstance(steps, Grid):
+        looked = sampler.look.final(way.x)
+    else:
+        looked = sampler.look.apart(way.key, way.x, steps.s[-1], steps.sigma_s[-1])
+    state, info = sampler.arrive(way, looked)
+    # What was recorded of the first look belongs to no row.
+    trace = jax.tree.map(lambda a, b: jnp.concatenate([a[1:], jnp.asarray(b)[None]]), before, record(state, info))
+    return state, trace
+
+
+def _unless(known: Array, given: Any, look: Any, way: Any, step: Step) -> Any:
+    """The look that is given where it is known, else a new one; only then is the model asked."""
+
+    def ask(way: Any) -> tuple[Any, Evals, Array]:
+        seen, evals, status = look(way.key, way.x, step.t)
+        return seen, Evals() + evals, status
+
+    like = way, given, step
+    none = given, Evals() + Evals(), jnp.int32(0)
+    return jax.lax.cond(known, lambda way: vary(none, like), lambda way: vary(ask(way), like), way)
+
+
+def _scan(body: Callable[[Any, Any], Any], begin: Any, rows: Any) -> Any:
+    begin = settled(lambda state: body(state, jax.tree.map(lambda a: a[0], rows))[0], begin)
     return jax.lax.scan(body, begin, rows)
 
 

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ntrk_jax.arguments import refuse_class, require_rule, valueless
-from ntrk_jax.core import Guidance, Info, Kernel, State, Step, Stream
+from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, State, Step, Stream, algebra_dtype
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
 from ntrk_jax.tree import pytree
-from ntrk_jax.typing import Key, Sample
+from ntrk_jax.typing import Array, Key, Sample
 
 __all__ = ["Single"]
+
+
+class Underway(NamedTuple):
+    """Between a move and the look at where it led: x and the look's key, what the move gave, what was there before."""
+
+    key: Key
+    x: Sample
+    log_ratio: Array
+    spent: Evals
+    flags: Array
+    log_weights: Array
+    evals: Evals
+    status: Array
 
 
 @pytree
@@ -48,8 +61,7 @@ class Single:
 
     def init(self, key: Key, x: Sample, first: Step) -> State:
         """The look at the initial noise."""
-        seen, evals, status = self.look.at(key, x, first.t, first.sigma_t)
-        return State(seen, jnp.zeros((), seen.x0.dtype), evals, status)
+        return self.arrive(self.embark(key, x), self.look.at(key, x, first.t, first.sigma_t))[0]
 
     def step(self, key: Key, state: State, step: Step) -> tuple[State, Info]:
         """Move, then look at where it led."""
@@ -57,12 +69,29 @@ class Single:
 
     def step_with(self, key: Key, state: State, step: Step, z: Sample | None) -> tuple[State, Info]:
         """`step` with a standard noise [*shape] that was drawn already, or None."""
-        moved, rule_evals = move(key, state.look, step, self.kernel, self.guidance, self.look, z=z)
-        key_look = jax.random.fold_in(key, Stream.LOOK)
-        seen, evals, status = self.look.at(key_look, moved.x, step.s, step.sigma_s)
-        evals, status = evals + rule_evals, status | moved.status
-        state = State(seen, state.log_weights + moved.log_ratio, state.evals + evals, state.status | status)
-        return state, Info(seen.value, jnp.ones_like(moved.log_ratio), moved.log_ratio, status, evals)
+        way = self.depart(key, state, step, z)
+        return self.arrive(way, self.look.at(way.key, way.x, step.s, step.sigma_s))
+
+    def embark(self, key: Key, x: Sample) -> Underway:
+        """On the way to the look at the initial noise, which uses the key as it is."""
+        none, zero = Evals() + Evals(), jnp.zeros((), algebra_dtype(x))
+        return Underway(key, x, zero, none, jnp.int32(0), zero, none, jnp.int32(0))
+
+    def depart(self, key: Key, state: State, step: Step, z: Sample | None = None) -> Underway:
+        """The first half of a step: the move."""
+        moved, spent = move(key, state.look, step, self.kernel, self.guidance, self.look, z=z)
+        status = jnp.asarray(moved.status, jnp.int32)
+        key = jax.random.fold_in(key, Stream.LOOK)
+        return Underway(
+            key, moved.x, moved.log_ratio, Evals() + spent, status, state.log_weights, state.evals, state.status
+        )
+
+    def arrive(self, way: Underway, looked: tuple[Lookahead, Evals, Any]) -> tuple[State, Info]:
+        """The second half of a step: what the look at `way.x`, made with `way.key`, has shown."""
+        seen, evals, flags = looked
+        evals, flags = way.spent + evals, way.flags | flags
+        state = State(seen, way.log_weights + way.log_ratio, way.evals + evals, way.status | flags)
+        return state, Info(seen.value, jnp.ones_like(way.log_ratio), way.log_ratio, flags, evals)
 
 
 def refuse_missing_grad(look: Any, guidance: Any) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, Status, Step, Stream, algebra_dtype
+from ntrk_jax.grids import Grid, Part
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
 from ntrk_jax.samplers import tree_policy as policy
@@ -33,7 +34,7 @@ from ntrk_jax.varying import vary
 
 __all__ = ["DTS", "TreeState"]
 
-REGISTRY["Step"] = Step  # so that the printed form of a sampler which holds a grid reads back
+REGISTRY.update(Step=Step, Grid=Grid, Part=Part)  # so that the printed form of a sampler which holds a grid reads back
 
 
 class TreeState(NamedTuple):

@@ -1,0 +1,107 @@
+"""The loop: look first or last, resumed anywhere, over grids that know their last row and others; what it records."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ntrk_jax as nk
+from ntrk_jax.grids import Grid, Part
+from ntrk_jax.tree import pytree
+from tests.catalogue import EXACT
+
+SCHEDULE = nk.schedules.VPCosine()
+STEPS = nk.grid(SCHEDULE, nk.grids.uniform(5, start=0.95))
+PROBLEM = nk.targets.skewed(2)
+LOOK = nk.Look(nk.models.Exact(PROBLEM.mixture, SCHEDULE), PROBLEM.reward, grad=True)
+SAMPLER = nk.Single(LOOK, nk.kernels.DDIM(), nk.guidance.NTRK(nk.whitening.UnitNorm(), 0.1))
+KEY, X = jax.random.key(0), jax.random.normal(jax.random.key(1), (2,))
+
+
+def everything(state, info):
+    return state, info
+
+
+def go(steps, record=everything, sampler=SAMPLER):
+    return jax.jit(nk.run, static_argnums=4, compiler_options=EXACT)(sampler, KEY, X, steps, record)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def close(a, b):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), a, b)
+
+
+def test_grids_know_their_last_row():
+    assert type(STEPS) is type(STEPS.rows(2)) is type(STEPS.rows(-1)) is type(STEPS.rows(1, 9)) is Grid
+    assert type(STEPS.rows(0, 4)) is type(STEPS.rows(1, -1)) is type(STEPS.rows(1, 4).rows(1)) is Part
+    assert type(jax.jit(lambda: nk.grid(SCHEDULE, nk.grids.uniform(5)))()) is nk.core.Step  # its values are not known
+    shifted = nk.grid(lambda t: (1.0 - t, t + 0.01), nk.grids.uniform(5))
+    assert type(shifted) is nk.core.Step  # noise is left at the end
+
+
+def test_both_orders_give_the_same_states_and_records_and_ask_the_model_as_often():
+    first, last = go(STEPS), go(nk.core.Step(*STEPS))
+    close(first, last)
+    same((first[0].evals, first[1][1].evals), (last[0].evals, last[1][1].evals))
+    assert int(first[0].evals.model) == 5
+    assert first[1][0].look.x.shape == (5, 2)
+
+
+@pytest.mark.parametrize("row", [1, 2, 4])
+def test_a_run_resumed_after_any_row_is_the_whole_run(row):
+    state, trace = go(STEPS)
+    half, before = go(STEPS.rows(0, row))
+    resume = jax.jit(nk.resume, static_argnums=4, static_argnames="start", compiler_options=EXACT)
+    end, after = resume(SAMPLER, KEY, half, STEPS.rows(row), everything, start=row)
+    same(end, state)
+    same(jax.tree.map(lambda *a: jnp.concatenate(a), before, after), trace)
+
+
+def test_a_grid_sliced_by_other_means_than_rows_is_run_to_where_it_ends():
+    sliced = jax.tree.map(lambda a: a[:3], STEPS)
+    assert type(sliced) is Grid
+    close(nk.run(SAMPLER, KEY, X, sliced), nk.run(SAMPLER, KEY, X, STEPS.rows(0, 3)))
+    assert int(go(sliced)[0].status) == nk.core.Status.WRONG_GRID
+    assert int(go(STEPS)[0].status) == int(go(STEPS.rows(0, 3))[0].status) == 0
+
+
+@pytest.mark.parametrize("steps", [STEPS, nk.core.Step(*STEPS)], ids=["grid", "rows"])
+def test_a_record_that_acts_sees_each_row_once(steps):
+    seen = []
+
+    def tell(state, info):
+        jax.debug.callback(lambda value: seen.append(float(value)), info.value, ordered=False)
+        return info.value
+
+    _, values = nk.run(SAMPLER, KEY, X, steps, tell)
+    jax.effects_barrier()
+    assert sorted(seen) == sorted(np.asarray(values).tolist())
+
+
+@pytree
+class Counting(nk.Single):
+    """A sampler of its own that changes a step."""
+
+    def step(self, key, state, step):
+        state, info = super().step(key, state, step)
+        return state._replace(log_weights=state.log_weights + 1.0), info
+
+
+def test_a_subclass_that_changes_the_step_is_run_by_its_step():
+    plain, other = nk.Single(LOOK, nk.kernels.DDIM()), Counting(LOOK, nk.kernels.DDIM())
+    np.testing.assert_allclose(nk.run(plain, KEY, X, STEPS)[0].log_weights, 0.0)
+    np.testing.assert_allclose(nk.run(other, KEY, X, STEPS)[0].log_weights, 5.0)
+
+
+@pytest.mark.parametrize(("steps", "branches", "models"), [(STEPS, False, 1), (nk.core.Step(*STEPS), True, 2)])
+def test_a_gpu_meets_no_branch_in_the_loop_over_a_grid_and_the_model_is_compiled_once(steps, branches, models):
+    sampler = nk.Single(nk.Look(lambda x, t: x * jnp.tan(t)), nk.kernels.DDIM())
+    text = jax.jit(nk.run).trace(sampler, KEY, X, steps).lower(lowering_platforms=("cuda",)).as_text()
+    asked = re.findall(r'"stablehlo.case"\((%\w+)\)', text[text.index("stablehlo.while") :])
+    assert any(f"{name} = stablehlo.convert" in text for name in asked) == branches  # of a flag; the platform is known
+    assert len(re.findall(r"\.tan\b", text)) == models
