@@ -30,9 +30,14 @@ _NOISE, _NOTHING = ("eps", "score"), 1e-3
 
 
 class Grid(Step):
-    """A grid whose last row, and no other, leads to sigma = 0: a run over it needs no branch in its loop."""
+    """A grid whose last row, and no other, leads to sigma = 0: a run over it needs no branch in its loop.
+
+    Take rows of it with `rows`. To JAX a `Grid`, a `Part` and a `Step` are pytrees of three kinds; `Step(*grid)` is the
+    same rows as the plain kind, to be joined or compared with others.
+    """
 
     __slots__ = ()
+    printed_as = "Step"
 
     def rows(self, start: int, stop: int | None = None) -> Step:
         """The grid's rows start..stop, itself a grid."""
@@ -44,6 +49,7 @@ class Part(Step):
     """Rows of a `Grid` without its last: none of them leads to sigma = 0."""
 
     __slots__ = ()
+    printed_as = "Step"
 
 
 def grid(schedule: Schedule, times: Array) -> Step:
@@ -87,20 +93,23 @@ def grid(schedule: Schedule, times: Array) -> Step:
 
 def _ends_alone(sigma_s: Any) -> Any:
     """Whether the last row and no other leads to sigma = 0, []."""
-    return (sigma_s[-1] == 0) & ((sigma_s[:-1] > 0).all())
+    return (sigma_s[-1] == 0) & (sigma_s[:-1] > 0).all()
 
 
 def as_known(steps: Step) -> tuple[Step, Any]:
-    """A grid as the kind that it is: a `Grid` that was sliced by other means than `rows` becomes a plain `Step`.
+    """A grid as the kind that it is: one that was sliced by other means than `rows` may be no more than a `Step`.
+
+    The loop that knows its last row also looks where the next row starts, which must be where the last one led.
 
     Returns:
         The grid, and whether it is no `Grid` though it says so where that cannot be read yet, under `jax.jit`, [].
     """
     if not isinstance(steps, (Grid, Part)):
         return steps, False
-    known = is_concrete(steps.sigma_s)
-    sigma = np.asarray(steps.sigma_s) if known else steps.sigma_s
-    right = _ends_alone(sigma) if isinstance(steps, Grid) else (sigma > 0).all()
+    needed = steps.t, steps.s, steps.sigma_s
+    known = all(map(is_concrete, needed))
+    t, s, sigma = map(np.asarray, needed) if known else needed
+    right = (_ends_alone(sigma) if isinstance(steps, Grid) else (sigma > 0).all()) & (t[1:] == s[:-1]).all()
     return (steps if right else Step(*steps), False) if known else (steps, ~right)
 
 

@@ -4,8 +4,8 @@ Step i uses fold_in(key, i), so a run that is interrupted after any row and resu
 bitwise the same answer; no key is ever carried.
 
 A step moves and then looks. Where it comes in these two halves (`Single`) and the grid knows its last row
-(`grids.Grid`), the loop looks and then moves: the model is compiled once, and no row has to ask whether it is the last.
-Elsewhere the loop is one of whole steps.
+(`grids.Grid`), the loop looks and then moves: the model is compiled once (for rows that end before the last, once more
+for their end), and no row has to ask whether it is the last. Elsewhere the loop is one of whole steps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from ntrk_jax.core import Evals, Info, Sampler, State, Status, Step, Stream
 from ntrk_jax.grids import Grid, Part, as_known, check_schedule, refuse_blind
+from ntrk_jax.look import Look
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Key, PyTree
 from ntrk_jax.varying import settled, vary, vary_as
@@ -26,7 +27,6 @@ from ntrk_jax.varying import settled, vary, vary_as
 __all__ = ["check", "resume", "run", "summary", "trajectory"]
 
 Record = Callable[[State, Info], PyTree]
-"""A pure one may be asked about the look before the first row too; that answer is dropped."""
 
 
 def summary(state: State, info: Info) -> Info:
@@ -48,7 +48,8 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
         x: the initial noise, sigma times N(0, I) at the grid's first row: [*shape] for a single sample,
             [num_particles, *shape] for a population.
         steps: the rows of a grid, `nk.grid(schedule, times)`.
-        record: what to keep of each step; `summary` by default, or any (state, info) -> pytree.
+        record: what to keep of each step; `summary` by default, or any (state, info) -> pytree. A pure one may be
+            asked about the look before the first row too, an answer that is dropped, and the trace be copied once.
 
     Returns:
         state: the final `State`; `state.look.x` is the sample, `state.look.value` its true reward,
@@ -59,7 +60,8 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
         by `jax.shard_map` of that, or by sharding the inputs over a mesh of Auto axes (`batch.make_mesh`).
     Cost: one look at the start of every row and one at the end, which is free of model calls: num_steps NFE.
     Errors: TypeError or ValueError at trace time for a raw key, a wrong grid or a wrong shape; ValueError for a grid of
-        another schedule than the model's, and under `jax.jit`, where that cannot be read, the flag WRONG_GRID. Values
+        another schedule than the model's, and under `jax.jit`, where that cannot be read, the flag WRONG_GRID; that too
+        for a grid sliced otherwise than by `rows`, where it no longer ends or follows on. Values
         never raise inside the loop: see `check`. A batch [n, *shape] without vmap is one sample of n rows.
 
     Example:
@@ -110,7 +112,7 @@ def resume(
 def _in_halves(sampler: Any, steps: Step) -> TypeGuard[Any]:
     """Whether a step is a move and a look that the loop may take in either order, and the last row is known."""
     known = isinstance(steps, (Grid, Part))
-    return known and "depart" in vars(type(sampler)) and hasattr(sampler.look, "apart")
+    return known and "depart" in vars(type(sampler)) and type(sampler.look) is Look
 
 
 def _acts(sampler: Any, begin: Any, record: Record) -> bool:
@@ -140,8 +142,7 @@ def _look_first(
 ) -> tuple[State, PyTree]:
     """The loop of a sampler in two halves: look at x, move on; the look at the end is taken after the loop.
 
-    The model stands in the loop alone, and no row has to ask whether it is the last. The first look is `given` where a
-    run is resumed, and then no model is asked for it.
+    The first look is `given` where a run is resumed, and then no model is asked for it.
     """
     indices = jnp.arange(steps.num_steps) + start
 
@@ -196,7 +197,7 @@ def check(state: State) -> None:
     if any(found.values()):
         flags = ", ".join(f"{name} in {n} of {status.size}" for name, n in found.items() if n)
         hint = (
-            "make the grid from the model's own schedule"
+            "make the grid from the model's own schedule, and take rows of it with grid.rows"
             if "WRONG_GRID" in flags
             else "lower the strength or look at the reward"
         )

@@ -106,7 +106,7 @@ def describe(value: Any) -> str:
         return "{" + ", ".join(f"{k!r}: {describe(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         body = ", ".join(f"{k}={describe(v)}" for k, v in zip(getattr(value, "_fields", ()), value, strict=True))
-        return f"{type(value).__name__}({body})"
+        return f"{getattr(value, 'printed_as', type(value).__name__)}({body})"
     if isinstance(value, (tuple, list)):
         inner = ", ".join(describe(v) for v in value)
         if isinstance(value, list):

@@ -9,7 +9,7 @@ import pytest
 
 import ntrk_jax as nk
 from ntrk_jax.grids import Grid, Part
-from ntrk_jax.tree import pytree
+from ntrk_jax.tree import describe, pytree
 from tests.catalogue import EXACT
 
 SCHEDULE = nk.schedules.VPCosine()
@@ -62,11 +62,15 @@ def test_a_run_resumed_after_any_row_is_the_whole_run(row):
     same(jax.tree.map(lambda *a: jnp.concatenate(a), before, after), trace)
 
 
-def test_a_grid_sliced_by_other_means_than_rows_is_run_to_where_it_ends():
-    sliced = jax.tree.map(lambda a: a[:3], STEPS)
+@pytest.mark.parametrize("rows", [slice(3), slice(None, None, 2), np.array([0, 1, 1, 2, 3, 4])], ids=repr)
+def test_a_grid_sliced_by_other_means_than_rows_is_run_as_its_rows_say(rows):
+    sliced = jax.tree.map(lambda a: a[rows], STEPS)
     assert type(sliced) is Grid
-    close(nk.run(SAMPLER, KEY, X, sliced), nk.run(SAMPLER, KEY, X, STEPS.rows(0, 3)))
-    assert int(go(sliced)[0].status) == nk.core.Status.WRONG_GRID
+    same(nk.run(SAMPLER, KEY, X, sliced), nk.run(SAMPLER, KEY, X, nk.core.Step(*sliced)))
+    state, _ = go(sliced)
+    assert int(state.status) == nk.core.Status.WRONG_GRID
+    with pytest.raises(FloatingPointError, match="grid.rows"):
+        nk.check(state)
     assert int(go(STEPS)[0].status) == int(go(STEPS.rows(0, 3))[0].status) == 0
 
 
@@ -90,6 +94,31 @@ class Counting(nk.Single):
     def step(self, key, state, step):
         state, info = super().step(key, state, step)
         return state._replace(log_weights=state.log_weights + 1.0), info
+
+
+class Clipped(nk.Look):
+    """A look of its own."""
+
+    def at(self, key, x, t, sigma):
+        seen, evals, status = super().at(key, x, t, sigma)
+        return seen._replace(x0=jnp.clip(seen.x0, -0.01, 0.01)), evals, status
+
+
+def test_a_look_that_changes_what_is_seen_is_asked():
+    sampler = nk.Single(Clipped(nk.Look(lambda x, t: x).model), nk.kernels.DDIM())
+    state, _ = nk.run(sampler, KEY, X, STEPS)
+    half, _ = nk.run(sampler, KEY, X, STEPS.rows(0, 2))
+    same(nk.resume(sampler, KEY, half, STEPS.rows(2), start=2)[0], state)
+    assert float(jnp.abs(state.look.x).max()) <= 0.01
+
+
+def test_how_a_grid_was_made_is_not_printed():
+    plain, sampler = nk.core.Step(*STEPS), nk.Single(LOOK, nk.kernels.DDIM())
+    assert describe(STEPS) == describe(STEPS.rows(0)) == describe(plain)
+    records = [nk.batch.make_plan(sampler, steps, (2,), 4, chunk=2).record() for steps in (STEPS, plain)]
+    assert records[0] == records[1]  # a store of one goes on with the other
+    dts = nk.samplers.DTS(nk.Look(LOOK.model, PROBLEM.reward), nk.kernels.DDIM(), STEPS.rows(1), num_levels=2)
+    assert nk.config.loads(repr(dts), arrays=jax.tree.leaves(dts)) == dts
 
 
 def test_a_subclass_that_changes_the_step_is_run_by_its_step():

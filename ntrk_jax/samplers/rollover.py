@@ -113,6 +113,7 @@ class RBF:
         """Refuse what cannot be searched."""
         if not isinstance(self.grid, Step):
             raise TypeError("RBF needs the rows of a grid; pass grid=nk.grid(schedule, times).")
+        object.__setattr__(self, "grid", Step(*self.grid))  # of one kind, however it was made
         refuse_copies(self.look, self.kernel)
         refuse_missing_grad(self.look, self.guidance)
         refuse_no_noise(self.kernel, self.guidance)

@@ -21,7 +21,6 @@ import numpy as np
 
 from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, Status, Step, Stream, algebra_dtype
-from ntrk_jax.grids import Grid, Part
 from ntrk_jax.look import Look
 from ntrk_jax.move import move
 from ntrk_jax.samplers import tree_policy as policy
@@ -34,7 +33,7 @@ from ntrk_jax.varying import vary
 
 __all__ = ["DTS", "TreeState"]
 
-REGISTRY.update(Step=Step, Grid=Grid, Part=Part)  # so that the printed form of a sampler which holds a grid reads back
+REGISTRY["Step"] = Step  # so that the printed form of a sampler which holds a grid reads back
 
 
 class TreeState(NamedTuple):
@@ -233,6 +232,7 @@ def _check_numbers(sampler: DTS) -> None:
     levels, grid = sampler.num_levels, sampler.grid
     if not isinstance(grid, Step) or len(jnp.shape(grid.t)) != 1:
         raise TypeError("DTS needs the rows of a grid; pass grid=nk.grid(schedule, times).")
+    object.__setattr__(sampler, "grid", Step(*grid))  # of one kind, however it was made
     if levels < 1 or grid.num_steps % levels or grid.num_steps < 2 * levels:
         raise ValueError(
             f"the grid must have num_levels={levels} times the same number of rows, two or more, got {grid.num_steps} "
