@@ -6,7 +6,7 @@
 The hand-written scans below do the arithmetic of the sampler and nothing else: no counts, no flags. Asked for the
 sample alone, as they are, the compiled sampler leaves out what nobody reads; asked for its whole state it carries
 counts, flags and the importance weight of the path. NTRK is compared with a scan without that weight ("ntrk"), with
-one that moves first and carries its look as the library does ("carried ntrk"), and with one that computes the weight
+one that moves first and carries its look, as a step of the library does by itself ("carried ntrk"), and with one that computes the weight
 ("weighted ntrk").
 """
 
@@ -76,7 +76,7 @@ def hand_ntrk(model, reward, rho, key, x, steps):
 
 
 def hand_carried(model, reward, rho, key, x, steps):
-    """The same in the library's order: move, then look at where it led, so that a row ends with what is known of x."""
+    """The same in the order of a step: move, then look at where it led, so that a row ends with what is known of x."""
 
     def body(carry, row):
         i, s = row

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from catalogue import EXACT
 
 import ntrk_jax as nk
 from ntrk_jax.grids import Grid, Part
 from ntrk_jax.tree import describe, pytree
-from tests.catalogue import EXACT
 
 SCHEDULE = nk.schedules.VPCosine()
 STEPS = nk.grid(SCHEDULE, nk.grids.uniform(5, start=0.95))
