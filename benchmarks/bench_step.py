@@ -6,8 +6,8 @@
 The hand-written scans below do the arithmetic of the sampler and nothing else: no counts, no flags. Asked for the
 sample alone, as they are, the compiled sampler leaves out what nobody reads; asked for its whole state it carries
 counts, flags and the importance weight of the path. NTRK is compared with a scan without that weight ("ntrk"), with
-one that moves first and carries its look, as a step of the library does by itself ("carried ntrk"), and with one that computes the weight
-("weighted ntrk").
+one that moves first and carries its look, as a step of the library does by itself ("carried ntrk"), and with one that
+computes the weight ("weighted ntrk").
 """
 
 import functools
