@@ -7,7 +7,6 @@ import pathlib
 import pkgutil
 import re
 
-import jax
 import pytest
 
 import ntrk_jax as nk
@@ -41,8 +40,8 @@ def test_public_names_exist_and_are_documented(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name):
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        failures, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    """Under the suite's strict modes too, so that nobody who copies an example meets an error in theirs."""
+    failures, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert failures == 0
 
 

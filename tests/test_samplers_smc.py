@@ -140,25 +140,32 @@ class Dropping:
         return tree, jnp.full_like(kept, nk.resampling.log_mean_exp(kept)), parents
 
 
+FINER = nk.grid(SCHEDULE, nk.grids.uniform(16))
+many = jax.jit(jax.vmap(nk.run, (None, 0, 0, None)))
+
+
 @functools.lru_cache
-def evidence(problem, resample, guided, num_groups=192, num=24, method=None):
-    """(Z_hat / Z [num_groups], mean rewards [num_groups]) against plain Monte Carlo from the same discretised chain."""
+def without_guidance(problem, num=60_000):
+    """The problem's mixture and reward, its evidence by plain Monte Carlo from the discretised chain, and its error."""
     mixture, reward = getattr(nk.targets, problem)() if problem.startswith("das") else nk.targets.skewed(2)
-    steps = nk.grid(SCHEDULE, nk.grids.uniform(16))
+    base = nk.Single(nk.Look(nk.models.Exact(mixture, SCHEDULE), reward), DDIM)
+    x = jax.random.normal(jax.random.key(7), (num, 2))
+    plain, _ = many(base, jax.random.split(jax.random.key(8), num), x, FINER)
+    weights = np.exp(np.asarray(plain.look.value, np.float64))
+    return mixture, reward, weights.mean(), weights.std() / weights.mean() / num**0.5
+
+
+def evidence(problem, resample, guided, num_groups=192, num=24, method=None):
+    """Z_hat / Z [num_groups] against plain Monte Carlo from the same discretised chain, and the error of that."""
+    mixture, reward, mean, error = without_guidance(problem)
     look = nk.Look(nk.models.Exact(mixture, SCHEDULE), reward, grad=guided)
     sampler = nk.SMC(look, DDIM, SHIFT_1 if guided else None, nk.potentials.Tempered(1.0, nk.potentials.Geometric()),
                      resample, num_particles=num)  # fmt: skip
     if method is not None:
         sampler = nk.methods.CATALOGUE[method].build(look.model, reward, (2,), num_particles=num)
-    run = jax.jit(jax.vmap(nk.run, (None, 0, 0, None)))
     keys = jax.random.split(jax.random.key(5), num_groups)
-    state, _ = run(sampler, keys, jax.random.normal(jax.random.key(6), (num_groups, num, 2)), steps)
-    base = nk.Single(nk.Look(look.model, reward), DDIM)
-    x = jax.random.normal(jax.random.key(7), (60_000, 2))
-    plain, _ = run(base, jax.random.split(jax.random.key(8), 60_000), x, steps)
-    weights = np.exp(np.asarray(plain.look.value, np.float64))
-    z = np.exp(np.asarray(jax.vmap(nk.samplers.log_z)(state), np.float64))
-    return z / weights.mean(), weights.std() / weights.mean() / 60_000**0.5
+    state, _ = many(sampler, keys, jax.random.normal(jax.random.key(6), (num_groups, num, 2)), FINER)
+    return np.exp(np.asarray(jax.vmap(nk.samplers.log_z)(state), np.float64)) / mean, error
 
 
 SHIFT_1 = nk.guidance.DPS(1.0)

@@ -62,15 +62,16 @@ def test_schedules_can_be_swept_and_differentiated():
         nk.schedules.RectifiedFlow,
     ):  # fmt: skip
 
+        @jax.jit
         def level(b, build=build):
             return levels(build(b))
 
         several = build(jnp.array([2.0, 3.0]))
         axes = (jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, several),)
-        np.testing.assert_allclose(jax.vmap(levels, axes)(several)[1], level(3.0), rtol=1e-6)
-        slope = jax.jacrev(level)(2.0)
+        np.testing.assert_allclose(jax.jit(jax.vmap(levels, axes))(several)[1], level(3.0), rtol=1e-6)
+        slope = jax.jit(jax.jacrev(level))(2.0)
         np.testing.assert_allclose(slope, (level(2.01) - level(1.99)) / 0.02, rtol=1e-2, atol=1e-4)
-        np.testing.assert_allclose(jax.jacfwd(level)(2.0), slope, rtol=1e-5)
+        np.testing.assert_allclose(jax.jit(jax.jacfwd(level))(2.0), slope, rtol=1e-5)
 
 
 def test_rates_are_derivatives():

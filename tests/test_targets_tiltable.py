@@ -168,12 +168,17 @@ def test_a_jump_by_quadrature_has_the_value_and_the_gradient_of_its_closed_form(
     assert np.all(np.isfinite(jax.grad(both[1])(jnp.asarray(POINT), 1.0, 0.0)))
 
 
+@jax.jit
+def valued(law, reward, temperature, x):
+    return targets.value(law, reward, temperature, x, 0.6, 0.8)
+
+
 @pytest.mark.parametrize("temperature", [1e5, 1e8])
 def test_values_at_high_temperatures_are_the_mean_reward(temperature):
     law, x = targets.Tiltable(targets.skewed(2).mixture), jnp.asarray(POINT)
-    draws, _ = law.posterior_draws(jax.random.key(0), x, 0.6, 0.8, 20_000)
+    draws, _ = jax.jit(law.posterior_draws, static_argnums=4)(jax.random.key(0), x, 0.6, 0.8, 20_000)
     for reward in (rewards.HalfSpace(jnp.array([1.0, 0.5]), 0.7, 3.0), rewards.Ring(2.0, 1.0)):
-        got, seen = float(targets.value(law, reward, temperature, x, 0.6, 0.8)), jax.vmap(reward)(draws)
+        got, seen = float(valued(law, reward, temperature, x)), jax.vmap(reward)(draws)
         assert abs(got - float(seen.mean())) < 4 * float(seen.std()) / 20_000**0.5 + 1e-3
     field = targets.PowerLawField((8, 8))
     value, image = field.value_function(rewards.Quadratic(0.3, np.ones((8, 8))), temperature), jnp.ones((8, 8))
@@ -224,8 +229,7 @@ def test_values_are_made_in_a_program_and_in_stacks():
 def test_gradients_at_high_temperatures_are_those_of_the_mean():
     law, x = targets.Tiltable(targets.skewed(2).mixture), jnp.asarray(POINT)
     for reward in (rewards.HalfSpace(jnp.array([1.0, 0.5]), 0.7, 3.0), rewards.Ring(2.0, 1.0)):
-        slope = jax.grad(lambda x, t, r=reward: targets.value(law, r, t, x, 0.6, 0.8))
-        low, high = (slope(x, t) for t in (1e4, 1e9))
+        low, high = (jax.jit(jax.grad(valued, 3))(law, reward, t, x) for t in (1e4, 1e9))
         np.testing.assert_allclose(high, low, rtol=2e-3, atol=1e-4)
 
 
