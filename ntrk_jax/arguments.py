@@ -1,9 +1,11 @@
-"""What constructors refuse in the same words: classes, broken counts, rewards of many numbers or without gradient."""
+"""What is refused in the same words everywhere: classes, broken counts, old keys, rewards of many numbers."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.tree import Function, is_concrete
@@ -13,10 +15,12 @@ __all__ = [
     "refuse_network",
     "require_called",
     "require_count",
+    "require_key",
     "require_probability",
     "require_rule",
     "require_scalar",
     "require_schedule",
+    "require_temperature",
     "require_temperature_of",
     "require_times",
     "valueless",
@@ -59,6 +63,12 @@ def require_count(least: int = 1, /, **counts: Any) -> None:
             raise ValueError(f"{name} must be at least {least} and a whole number, got {value!r}.")
 
 
+def require_key(key: Any) -> None:
+    """Raise TypeError unless `key` is a typed one."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"key must be a typed key, got {type(key).__name__}; make one with jax.random.key(seed).")
+
+
 def require_probability(name: str, value: Any) -> None:
     """Raise ValueError unless `value` is a number strictly between 0 and 1."""
     if np.ndim(value) or isinstance(value, bool | str) or not 0.0 < float(value) < 1.0:
@@ -72,6 +82,15 @@ def require_rule(what: str, rule: Any) -> None:
         raise TypeError(
             f"{what} must be a rule such as nk.guidance.NTRK(...), with needs_grad and exact, got {rule!r}."
         )
+
+
+def require_temperature(temperature: Any, *, finite: bool = False) -> None:
+    """Raise ValueError unless it is positive where it is known, and finite where a closed form is a product with it."""
+    if not is_concrete(temperature):
+        return
+    given = np.asarray(temperature, np.float64)
+    if not np.all(given > 0) or (finite and not np.all(np.isfinite(given))):
+        raise ValueError(f"temperature must be positive{' and finite' if finite else ''}, got {temperature}.")
 
 
 def require_temperature_of(value: Any, temperature: Any) -> None:

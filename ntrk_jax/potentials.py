@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_called
+from ntrk_jax.arguments import require_called, require_temperature
 from ntrk_jax.core import Step
 from ntrk_jax.tree import is_concrete, pytree, static
 from ntrk_jax.typing import Array, Scalar
@@ -56,11 +56,6 @@ class Potential(Protocol):
     def scale(self, memory: Memory, step: Step) -> Any: ...
 
     def __call__(self, memory: Memory, value: Array, step: Step, untilted: Array) -> Memory: ...
-
-
-def _require_temperature(temperature: Any) -> None:
-    if is_concrete(temperature) and not np.all(np.asarray(temperature) > 0):
-        raise ValueError(f"temperature must be positive, got {temperature}.")
 
 
 RATE = 100.0 * float(np.log(1.008))
@@ -122,7 +117,7 @@ class Tempered:
 
     def __post_init__(self) -> None:
         """Refuse a temperature that is not positive and a schedule that is none."""
-        _require_temperature(self.temperature)
+        require_temperature(self.temperature)
         if self.schedule is not None:
             require_called("schedule", self.schedule, "potentials.Geometric()")
 
@@ -176,7 +171,7 @@ class Adaptive:
 
     def __post_init__(self) -> None:
         """Refuse a temperature that is not positive and a share outside (0, 1)."""
-        _require_temperature(self.temperature)
+        require_temperature(self.temperature)
         if is_concrete(self.target) and not np.all((np.asarray(self.target) > 0) & (np.asarray(self.target) < 1)):
             raise ValueError(f"target is a share of the population in (0, 1), got {self.target}.")
 
@@ -243,7 +238,7 @@ class Accumulated:
 
     def __post_init__(self) -> None:
         """Refuse an unknown kind and a temperature that is not positive."""
-        _require_temperature(self.temperature)
+        require_temperature(self.temperature)
         if self.kind not in ("reward", "max", "sum"):
             raise ValueError(f"kind must be 'reward', 'max' or 'sum', got {self.kind!r}.")
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_key
 from ntrk_jax.core import Evals, Info, Sampler, State, Status, Step, Stream
 from ntrk_jax.grids import Grid, Part, as_known, check_schedule, refuse_blind
 from ntrk_jax.look import Look
@@ -205,8 +206,7 @@ def check(state: State) -> None:
 
 
 def _check_key(key: Any) -> None:
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"key must be a typed key, got {type(key).__name__}; make one with jax.random.key(seed).")
+    require_key(key)
     if key.shape != ():
         raise ValueError(
             f"key must be one key, got shape {key.shape}; use jax.vmap(run, (None, 0, 0, None)) for batches."

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count, require_scalar, require_schedule
+from ntrk_jax.arguments import require_count, require_scalar, require_schedule, require_temperature
 from ntrk_jax.core import soft_mean
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import derived, is_concrete, pytree, static
@@ -99,7 +99,8 @@ class Smoothed:
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
         require_schedule(self.schedule)
-        _check_draws(self.temperature, self.num_samples)
+        require_temperature(self.temperature)
+        require_count(num_samples=self.num_samples)
         if is_concrete(self.gamma) and not np.all(np.asarray(self.gamma) >= 0):
             raise ValueError(f"gamma must be at least 0, got {self.gamma}.")
         if self.structure not in ("decrease", "increase", "constant"):
@@ -207,7 +208,8 @@ class MonteCarlo:
     def __post_init__(self) -> None:
         """Refuse a temperature or a number that means nothing."""
         require_schedule(self.schedule)
-        _check_draws(self.temperature, self.num_samples)
+        require_temperature(self.temperature)
+        require_count(num_samples=self.num_samples)
 
     @property
     def num_rewards(self) -> int:
@@ -253,9 +255,3 @@ class Learned:
 def _rewards(reward: Any, draws: Array) -> Array:
     """The rewards [num] of draws [num, *shape]."""
     return jax.vmap(lambda x0: require_scalar(reward(x0)))(draws)
-
-
-def _check_draws(temperature: Scalar, num_samples: int) -> None:
-    if is_concrete(temperature) and not np.all(np.asarray(temperature) > 0):
-        raise ValueError(f"temperature must be positive, got {temperature}.")
-    require_count(num_samples=num_samples)

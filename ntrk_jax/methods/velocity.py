@@ -6,15 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from ntrk_jax.arguments import require_temperature
 from ntrk_jax.core import Denoiser, Guidance, Kernel, Reward
 from ntrk_jax.guidance import FirstOrder, Reweighted
 from ntrk_jax.kernels import FlowODE
 from ntrk_jax.look import Look
 from ntrk_jax.methods.entry import Entry
 from ntrk_jax.samplers import Single
-from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Scalar
 
 __all__ = ["flow_damped", "flow_first_order", "flow_monte_carlo"]
@@ -80,8 +79,7 @@ def flow_damped(
 
 def _inverse(temperature: Scalar) -> Scalar:
     """The strength that a temperature is; refused if not positive."""
-    if is_concrete(temperature) and not np.all(np.asarray(temperature) > 0):
-        raise ValueError(f"temperature must be positive, got {temperature}.")
+    require_temperature(temperature)
     return 1.0 / temperature
 
 

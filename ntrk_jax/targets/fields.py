@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_temperature
 from ntrk_jax.targets import tilted
 from ntrk_jax.tree import derived, pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
@@ -135,7 +136,7 @@ class PowerLawField:
 
     def tilt(self, reward: Any, temperature: Scalar = 1.0) -> tilted.Tilted:
         """This law tilted by a linear reward, or a quadratic one whose P is a number; see `targets.tilt`."""
-        tilted.check_temperature(temperature)
+        require_temperature(temperature)
         law = self.value_function(reward, temperature)
         p, slope = law.slope(self.mean())
         spread = self.spectrum / (1.0 + p * self.spectrum)
@@ -146,7 +147,7 @@ class PowerLawField:
 
     def value_function(self, reward: Any, temperature: Scalar = 1.0) -> FieldValue:
         """The function (x, alpha, sigma) -> [] that `targets.value` evaluates."""
-        tilted.check_temperature(temperature, finite=True)
+        require_temperature(temperature, finite=True)
         value = self._value(reward, temperature)
         if tilted.all_concrete(self, value.p, temperature):
             tilted.require_normalizable(1.0 + np.asarray(value.p) / np.asarray(temperature) * np.asarray(self.spectrum))

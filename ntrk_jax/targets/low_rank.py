@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_temperature
 from ntrk_jax.targets import tilted
 from ntrk_jax.targets.checks import check_values
 from ntrk_jax.targets.observed import LowRankValue, observe, seen_reward, value_of
@@ -171,14 +172,14 @@ class LowRankMixture:
 
     def tilt(self, reward: Any, temperature: Scalar = 1.0) -> tilted.Tilted:
         """This law given an observation, p exp(r / temperature) / Z, in float64 on the host; see `targets.tilt`."""
-        tilted.check_temperature(temperature)
+        require_temperature(temperature)
         weights, means, basis, variances, log_z = observe(self, reward, temperature)
         law = LowRankMixture(weights, means, self.variance, basis, variances)
         return tilted.Tilted(law, jnp.asarray(log_z, self.means.dtype))
 
     def value_function(self, reward: Any, temperature: Scalar = 1.0) -> LowRankValue:
         """The function (x, alpha, sigma) -> [] that `targets.value` evaluates."""
-        tilted.check_temperature(temperature, finite=True)
+        require_temperature(temperature, finite=True)
         return value_of(self, reward, temperature)
 
     def expected_reward(self, reward: Any) -> Array:

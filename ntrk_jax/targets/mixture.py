@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_temperature
 from ntrk_jax.targets import tilted
 from ntrk_jax.targets.checks import check_positive, check_shapes, check_values
 from ntrk_jax.targets.tilted import all_concrete, contract
@@ -177,7 +178,7 @@ class GaussianMixture:
 
     def tilt(self, reward: Any, temperature: Scalar = 1.0) -> tilted.Tilted:
         """This law tilted by a linear or quadratic reward; see `targets.tilt`."""
-        tilted.check_temperature(temperature)
+        require_temperature(temperature)
         means, covs, log_z, eigen = self._tilted_parts(reward, temperature)
         xp = np if isinstance(means, np.ndarray) else jnp
         logits = xp.asarray(self.logits, means.dtype) + log_z
@@ -193,7 +194,7 @@ class GaussianMixture:
 
     def value_function(self, reward: Any, temperature: Scalar = 1.0) -> Any:
         """The function (x, alpha, sigma) -> [] that `targets.value` evaluates, with its tables computed once."""
-        tilted.check_temperature(temperature, finite=True)
+        require_temperature(temperature, finite=True)
         dtype = self.means.dtype
         p, b, c = tilted.quadratic_of(reward, self.dim, dtype, jnp)
         if p is None:

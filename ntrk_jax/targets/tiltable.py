@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count
+from ntrk_jax.arguments import require_count, require_temperature
 from ntrk_jax.rewards import HalfSpace
 from ntrk_jax.targets import tilted
 from ntrk_jax.targets.half_space import HalfSpaceTilt, HalfSpaceValue
@@ -85,7 +85,7 @@ class Tiltable:
 
     def tilt(self, reward: Any, temperature: Scalar = 1.0) -> tilted.Tilted:
         """This law tilted by a reward; see `targets.tilt`."""
-        tilted.check_temperature(temperature)
+        require_temperature(temperature)
         if _quadratic(reward):
             return self.mixture.tilt(reward, temperature)
         if self._planar(reward):
@@ -96,7 +96,7 @@ class Tiltable:
 
     def value_function(self, reward: Any, temperature: Scalar = 1.0) -> Any:
         """The function (x, alpha, sigma) -> [] that `targets.value` evaluates."""
-        tilted.check_temperature(temperature, finite=True)
+        require_temperature(temperature, finite=True)
         if _quadratic(reward):
             return self.mixture.value_function(reward, temperature)
         if not self._planar(reward):

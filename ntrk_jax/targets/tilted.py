@@ -92,15 +92,6 @@ def expected_reward(mixture: Any, reward: Any) -> Array:
     return mixture.expected_reward(reward)
 
 
-def check_temperature(temperature: Scalar, *, finite: bool = False) -> None:
-    """Refuse a temperature that is not positive, and an infinite one where the closed form is a product with it."""
-    if not is_concrete(temperature):
-        return
-    given = np.asarray(temperature, np.float64)
-    if not np.all(given > 0) or (finite and not np.all(np.isfinite(given))):
-        raise ValueError(f"temperature must be positive{' and finite' if finite else ''}, got {temperature}.")
-
-
 def all_concrete(*trees: Any) -> bool:
     """Whether every leaf can be read now."""
     return all(is_concrete(leaf) for leaf in jax.tree.leaves(trees))

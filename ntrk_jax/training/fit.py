@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax import naming
-from ntrk_jax.arguments import require_count
+from ntrk_jax.arguments import require_count, require_key
 from ntrk_jax.core import algebra_dtype
 from ntrk_jax.tree import Function, describe
 from ntrk_jax.typing import Array, Key, PyTree
@@ -112,8 +112,7 @@ def fit(
 
 def _check(key: Any, data: PyTree, optimizer: Any) -> None:
     """Refuse a key, data or an optimiser that training cannot use."""
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"key must be a typed key, got {type(key).__name__}; make one with jax.random.key(seed).")
+    require_key(key)
     leaves = jax.tree.leaves(data)
     if not all(np.ndim(leaf) and hasattr(leaf, "dtype") for leaf in leaves):
         raise TypeError("data must be arrays [num_samples, ...], or a pytree of them; wrap a list in jnp.asarray.")

@@ -42,7 +42,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count, require_schedule, require_times
+from ntrk_jax.arguments import require_count, require_schedule, require_temperature, require_times
 from ntrk_jax.core import Denoiser, algebra_dtype
 from ntrk_jax.resampling import systematic
 from ntrk_jax.schedules import Schedule
@@ -119,8 +119,7 @@ class ValueLoss:
         require_schedule(self.schedule)
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}.")
-        if is_concrete(self.temperature) and not np.all(np.asarray(self.temperature) > 0):
-            raise ValueError(f"temperature must be positive, got {self.temperature}.")
+        require_temperature(self.temperature)
         if is_concrete(self.consistency) and not np.all(np.asarray(self.consistency) >= 0):
             raise ValueError(f"consistency must be at least 0, got {self.consistency}.")
         if self.num_noised is not None:
