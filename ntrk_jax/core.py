@@ -59,7 +59,11 @@ class Evals(NamedTuple):
         """The sum, field by field."""
         if not isinstance(other, Evals):
             return NotImplemented
-        return Evals(*(jnp.asarray(a, jnp.int32) + jnp.asarray(b, jnp.int32) for a, b in zip(self, other, strict=True)))
+        return Evals(*(a + b for a, b in zip(self.as_arrays(), other.as_arrays(), strict=True)))
+
+    def as_arrays(self) -> Evals:
+        """The same counts as int32 arrays, as loops carry them."""
+        return Evals(*(jnp.asarray(n, jnp.int32) for n in self))
 
 
 class Lookahead(NamedTuple):

@@ -201,4 +201,4 @@ def _status(value: Any, grad: Any, x0: Sample) -> Array:
 
 def _arrays(out: tuple[Lookahead, Evals, Array]) -> tuple[Lookahead, Evals, Array]:
     seen, evals, status = out
-    return seen, Evals(*(jnp.asarray(n, jnp.int32) for n in evals)), status
+    return seen, Evals(*evals).as_arrays(), status

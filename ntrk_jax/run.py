@@ -172,10 +172,10 @@ def _unless(known: Array, given: Any, look: Any, way: Any, step: Step) -> Any:
 
     def ask(way: Any) -> tuple[Any, Evals, Array]:
         seen, evals, status = look(way.key, way.x, step.t)
-        return seen, Evals() + evals, status
+        return seen, evals.as_arrays(), status
 
     like = way, given, step
-    none = given, Evals() + Evals(), jnp.int32(0)
+    none = given, Evals().as_arrays(), jnp.int32(0)
     return jax.lax.cond(known, lambda way: vary(none, like), lambda way: vary(ask(way), like), way)
 
 

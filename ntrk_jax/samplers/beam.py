@@ -99,7 +99,7 @@ class Beam:
         state = start(self.sampler, key, x, first, self.num_particles)
         weights = jnp.zeros_like(state.look.value)
         width = jnp.int32(self.num_particles)
-        return Beams(state.look, weights, Evals() + state.evals, state.status, jnp.int32(0), width)
+        return Beams(state.look, weights, state.evals.as_arrays(), state.status, jnp.int32(0), width)
 
     def step(self, key: Key, state: Beams, step: Step) -> tuple[Beams, Info]:
         """Copy, roll, keep the best; at sigma = 0 keep all and let the weights choose."""
@@ -141,7 +141,7 @@ class Beam:
             put = jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, at, 0), look, moved)
             return at + size, put, spent + more, status | flags
 
-        carry = vary((jnp.int32(0), look, Evals() + Evals(), jnp.int32(0)), (key, look, step, rolled))
+        carry = vary((jnp.int32(0), look, Evals().as_arrays(), jnp.int32(0)), (key, look, step, rolled))
         return jax.lax.while_loop(lambda carry: carry[0] < rolled, body, carry)[1:]
 
 

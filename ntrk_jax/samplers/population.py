@@ -86,7 +86,7 @@ def streams(sampler: Sampler, key: Key, look: Lookahead, num: int) -> tuple[Key,
 
 def roll(sampler: Sampler, key: Key, look: Lookahead, z: Array | None, step: Step) -> tuple[State, Info]:
     """One step of one particle from its look, its key and (for a `Single`) its noise."""
-    state = State(look, jnp.zeros((), look.x0.dtype), Evals() + Evals(), jnp.int32(0))
+    state = State(look, jnp.zeros((), look.x0.dtype), Evals().as_arrays(), jnp.int32(0))
     return sampler.step_with(key, state, step, z) if isinstance(sampler, Single) else sampler.step(key, state, step)
 
 

@@ -131,7 +131,9 @@ class RBF:
         low, zero = jnp.full((), -jnp.inf, dtype), jnp.zeros((), dtype)
         grad = jnp.zeros(x.shape, dtype) if self.look.grad else None
         blank = Lookahead(x, x.astype(dtype), low, grad)
-        return Chain(blank, zero, Evals() + Evals(), jnp.int32(0), blank, blank, low, jnp.int32(0), jnp.ones((), bool))
+        return Chain(
+            blank, zero, Evals().as_arrays(), jnp.int32(0), blank, blank, low, jnp.int32(0), jnp.ones((), bool)
+        )
 
     def step(self, key: Key, state: Chain, step: Step) -> tuple[Chain, Info]:
         """As many candidates as the grid has rows, one after another."""
@@ -141,7 +143,7 @@ class RBF:
         def body(state: Chain, index: Array) -> tuple[Chain, None]:
             return self._draw(jax.random.fold_in(key, index), state, done + index.astype(jnp.float32), budget), None
 
-        before = state._replace(evals=Evals() + Evals(), status=jnp.int32(0))
+        before = state._replace(evals=Evals().as_arrays(), status=jnp.int32(0))
         after, _ = jax.lax.scan(body, vary(before, (key, state, step)), jnp.arange(num))
         spent, status = after.evals, after.status
         after = after._replace(evals=state.evals + spent, status=state.status | status)

@@ -74,7 +74,7 @@ class Single:
 
     def embark(self, key: Key, x: Sample) -> Underway:
         """On the way to the look at the initial noise, which uses the key as it is."""
-        none, zero = Evals() + Evals(), jnp.zeros((), algebra_dtype(x))
+        none, zero = Evals().as_arrays(), jnp.zeros((), algebra_dtype(x))
         return Underway(key, x, zero, none, jnp.int32(0), zero, none, jnp.int32(0))
 
     def depart(self, key: Key, state: State, step: Step, z: Sample | None = None) -> Underway:
@@ -83,7 +83,7 @@ class Single:
         status = jnp.asarray(moved.status, jnp.int32)
         key = jax.random.fold_in(key, Stream.LOOK)
         return Underway(
-            key, moved.x, moved.log_ratio, Evals() + spent, status, state.log_weights, state.evals, state.status
+            key, moved.x, moved.log_ratio, spent.as_arrays(), status, state.log_weights, state.evals, state.status
         )
 
     def arrive(self, way: Underway, looked: tuple[Lookahead, Evals, Any]) -> tuple[State, Info]:

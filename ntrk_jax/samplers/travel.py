@@ -88,7 +88,7 @@ class Travel:
             look, spent, bits = self._again(jax.random.fold_in(keys, i), look, step)
             return look, evals + spent, status | bits
 
-        start = vary((state.look, Evals() + Evals(), jnp.int32(0)), (key, state, step))
+        start = vary((state.look, Evals().as_arrays(), jnp.int32(0)), (key, state, step))
         look, spent, bits = jax.lax.fori_loop(0, again, there_and_back, start)
         after, info = self.sampler.step(key, state._replace(look=look), step)
         zero = jnp.zeros_like(after.log_weights)
