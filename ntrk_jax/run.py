@@ -95,10 +95,11 @@ def resume(
     """Continue a run from a state: `steps` are the remaining rows, `start` the index of the first of them.
 
     `resume(sampler, key, state, steps.rows(k), start=k)` after `run(sampler, key, x, steps.rows(0, k))` gives the
-    uninterrupted run's state.
+    uninterrupted run's state. Raises ValueError for a state of another sampler.
     """
     _check_key(key)
     _check_grid(steps)
+    _check_state(sampler, key, state, steps)
     steps, sliced = as_known(steps)
     flag = jnp.where(sliced, jnp.int32(Status.WRONG_GRID), jnp.int32(0))
     state = state._replace(status=state.status | flag)
@@ -211,6 +212,23 @@ def _check_key(key: Any) -> None:
         raise ValueError(
             f"key must be one key, got shape {key.shape}; use jax.vmap(run, (None, 0, 0, None)) for batches."
         )
+
+
+def _check_state(sampler: Sampler, key: Key, state: Any, steps: Step) -> None:
+    """Refuse a state that another sampler has left, by what it holds: the model is traced for it, not called."""
+    if not hasattr(state, "look"):
+        raise TypeError(f"state must be the state that nk.run or nk.resume gave, got {type(state).__name__}.")
+    meant = jax.eval_shape(sampler.init, key, state.look.x, jax.tree.map(lambda a: a[0], steps))
+    held, wanted = (
+        {
+            jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (state, meant)
+    )
+    wrong = sorted(where for where in held | wanted if held.get(where) != wanted.get(where))
+    if wrong:
+        raise ValueError(f"state must be one of the same sampler, got one that differs in {', '.join(wrong)}.")
 
 
 def _check_grid(steps: Any) -> None:

@@ -62,6 +62,18 @@ def test_a_run_resumed_after_any_row_is_the_whole_run(row):
     same(jax.tree.map(lambda *a: jnp.concatenate(a), before, after), trace)
 
 
+def test_states_of_other_samplers_are_refused():
+    half, _ = go(STEPS.rows(0, 2))
+    blind = nk.Single(nk.Look(LOOK.model, LOOK.reward), nk.kernels.DDIM())
+    rows = STEPS.rows(2)
+    with pytest.raises(ValueError, match=r"of the same sampler, got one that differs in \.look\.grad"):
+        nk.resume(blind, KEY, half, rows, start=2)
+    with pytest.raises(ValueError, match="num_particles=4"):
+        nk.resume(nk.methods.fk(LOOK.model, LOOK.reward, num_particles=4), KEY, half, rows, start=2)
+    with pytest.raises(TypeError, match="state must be the state that nk.run or nk.resume gave, got tuple"):
+        nk.resume(SAMPLER, KEY, (half, None), rows, start=2)
+
+
 @pytest.mark.parametrize("rows", [slice(3), slice(None, None, 2), np.array([0, 1, 1, 2, 3, 4])], ids=repr)
 def test_a_grid_sliced_by_other_means_than_rows_is_run_as_its_rows_say(rows):
     sliced = jax.tree.map(lambda a: a[rows], STEPS)
