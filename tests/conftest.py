@@ -54,11 +54,11 @@ if LEAN:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run notebooks, training commands and killed processes")
+    parser.addoption("--slow", action="store_true", help="also run what is marked slow")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Whole runs (`slow`) are left to --slow, or to -m with that word."""
+    """What is marked slow is left to --slow, or to -m with that word."""
     if config.getoption("--slow") or "slow" in config.getoption("markexpr"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -148,7 +148,9 @@ def test_the_picture_shows_the_law_that_is_aimed_at(tmp_path, monkeypatch):
     assert np.ptp(log_ratio[np.isfinite(log_ratio)]) < 0.01
 
 
-@pytest.mark.parametrize("name", ["double_well", "ring", "step"])
+@pytest.mark.parametrize(
+    "name", ["double_well", pytest.param("ring", marks=pytest.mark.slow), pytest.param("step", marks=pytest.mark.slow)]
+)
 def test_a_law_tilted_by_quadrature_is_drawn_too(tmp_path, name):
     out = invoke("sample", "--target", name, "--method", "best_of_n", "--steps", 2, "--num", 2, "--out", tmp_path / "s")
     assert out.exit_code == 0, out.output

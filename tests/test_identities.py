@@ -96,7 +96,7 @@ def test_noise_predictions_start_from_pure_noise(kind):
     assert np.all(np.isfinite(nk.Look(model).at(jax.random.key(0), jnp.ones(SHAPE), 1.0, 1.0)[0].x0))
 
 
-@pytest.mark.parametrize("kind", ["eps", "score"])
+@pytest.mark.parametrize("kind", ["eps", pytest.param("score", marks=pytest.mark.slow)])
 def test_a_network_of_noise_is_not_asked_for_x0_where_it_has_none_to_tell(kind):
     model = nk.models.FlaxDenoiser(lambda w, x, t: w * x, kind, jnp.float32(0.9), schedule())
     x, run = jnp.ones(SHAPE), jax.jit(nk.run)

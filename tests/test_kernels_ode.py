@@ -93,7 +93,14 @@ def test_a_network_of_noise_has_a_likelihood():
     np.testing.assert_allclose(got, -np.log(2 * np.pi) - 0.5 * float(x @ x), atol=2e-3)
 
 
-@pytest.mark.parametrize("schedule", [schedules.VPCosine(), schedules.VE(), schedules.RectifiedFlow()])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.VPCosine(),
+        pytest.param(schedules.VE(), marks=pytest.mark.slow),
+        pytest.param(schedules.RectifiedFlow(), marks=pytest.mark.slow),
+    ],
+)
 def test_a_network_of_noise_flows_from_the_noise_of_the_schedule(schedule):
     """It starts at t = 0.98 where alpha = 0 at 1; the noise that is given is that of t = 1 all the same."""
 

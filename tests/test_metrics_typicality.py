@@ -9,7 +9,16 @@ from scipy import stats
 from ntrk_jax.metrics.typicality import typicality
 
 
-@pytest.mark.parametrize("shape", [(1,), (64,), (7, 13, 3), (8, 64), (3, 3, 48)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1,),
+        (64,),
+        (7, 13, 3),
+        pytest.param((8, 64), marks=pytest.mark.slow),
+        pytest.param((3, 3, 48), marks=pytest.mark.slow),
+    ],
+)
 def test_scores_are_standard_normal_for_white_noise(shape):
     """Mean within 5 standard errors of 0 (and 0.15 for the approximations), spread within 0.85..1.15, no outliers."""
     draws = 400

@@ -96,7 +96,7 @@ def test_fresh_noise_replaces_nothing_and_nonsense(certified):
     assert abs(cosine(certified["zero"].noise, certified["second zero"].noise)) < 0.2
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float64", marks=pytest.mark.slow)])
 def test_small_arrays_pass_in_every_precision(dtype):
     with jax.enable_x64(dtype == "float64"):
         for name, g in structured((64,)).items():
