@@ -75,6 +75,11 @@ class Geometric:
 
     rate: Scalar = RATE
 
+    def __post_init__(self) -> None:
+        """Refuse a rate that is not positive: the tilt would turn away from the reward, or come all at the end."""
+        if is_concrete(self.rate) and not np.all(np.asarray(self.rate) > 0):
+            raise ValueError(f"rate must be positive, got {self.rate}.")
+
     def __call__(self, t: Scalar) -> Array:
         """Gamma at time t, in [0, 1]."""
         return jnp.minimum(jnp.expm1(self.rate * (1.0 - jnp.asarray(t))), 1.0)

@@ -50,6 +50,10 @@ def test_svdd_at_a_temperature_is_that_of_the_reward_divided_by_it():
     np.testing.assert_allclose(warm.look.x, scaled.look.x, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(warm.log_weights, scaled.log_weights, rtol=1e-5, atol=1e-6)
     assert np.min(np.abs(warm.log_weights)) > 1e-3, "what was chosen carries a weight"
+    large = SVDD(look(lambda x0: 1e5 * reward(x0)), KERNEL, temperature=1e-36)  # the quotient is no number
+    frozen = RUN(large, keys(), x, steps())[0]
+    assert np.all(frozen.status == nk.Status.DEAD_WEIGHTS)
+    assert np.all(np.isfinite(frozen.log_weights))
 
 
 def test_code_with_blocks_of_one_row_is_svdd_argmax():

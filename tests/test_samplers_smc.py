@@ -328,7 +328,8 @@ def test_chains_leave_the_tilted_noise_invariant(accept, monkeypatch):
     warm = nk.samplers.WarmStart(population, nk.samplers.PCNL(1.0, 0.5, num_chains=6000, num_burn=25))
     first = jax.tree.map(lambda a: a[0], STEPS)
     state = jax.jit(warm.init)(jax.random.key(0), jax.random.normal(jax.random.key(1), (6000, 1)), first)
-    np.testing.assert_allclose(state.log_weights, np.zeros(6000), atol=1e-5)
+    np.testing.assert_allclose(state.log_weights, -0.5 * np.log(5.0), atol=0.04)  # the normaliser, estimated
+    assert float(jnp.ptp(state.log_weights)) < 1e-5
     variance, error = float(jnp.var(state.look.x)), 0.2 * (2 / 6000) ** 0.5
     assert (abs(variance - 0.2) < 4 * error) == accept
     assert int(state.evals.model) == 6000 * (1 + 25 + 1)
@@ -346,6 +347,21 @@ def test_chains_at_another_temperature_are_weighted_back():
     error = float(jnp.sqrt(jnp.sum(jnp.square(weights * (x2 - 0.2)))))
     assert abs(float(jnp.sum(weights * x2)) - 0.2) < 4 * error
     assert abs(float(jnp.mean(x2)) - 3 / 7) < 4 * (3 / 7) * (2 / 6000) ** 0.5  # of the chains themselves
+
+
+@pytest.mark.parametrize("method", ["psi", "fk", "das"])
+def test_a_constant_reward_has_its_own_evidence_however_the_noise_is_drawn(method):
+    sampler = getattr(nk.methods, method)(Shrink(), lambda x0: 2.5 + 0.0 * jnp.sum(x0), (3,), temperature=0.5,
+                                          num_particles=8)  # fmt: skip
+    assert float(nk.samplers.log_z(go(sampler, 4)[0])) == pytest.approx(5.0, abs=1e-4)
+
+
+def test_a_tempering_that_turns_away_is_refused():
+    for rate in (0.0, -1.0):
+        with pytest.raises(ValueError, match="rate must be positive"):
+            nk.methods.das(Shrink(), Near(), (3,), rate=rate)
+    with pytest.raises(ValueError, match="limit must lie in"):
+        nk.methods.ntrk_smc(Shrink(), Near(), (3,), limit=0.0)
 
 
 def test_a_warm_start_from_nothing_but_dead_particles_says_so():

@@ -79,5 +79,7 @@ def test_a_bad_look_on_the_way_is_flagged():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         Travel(guided(), 0)
+    with pytest.raises(ValueError, match="0 <= low <= high <= 1"):
+        Travel(guided(), 2, low=0.9, high=0.1)
     with pytest.raises(TypeError, match="of a Single, got BestOfN"):
         Travel(nk.BestOfN(guided(), 2))

@@ -7,6 +7,7 @@ from typing import Any
 
 from ntrk_jax.core import Denoiser, Guidance, Kernel, Resampler, Reward, Value, Whitening
 from ntrk_jax.guidance import DPS, NTRK, Calibrated, Limit
+from ntrk_jax.guidance.base import require
 from ntrk_jax.kernels import DDIM
 from ntrk_jax.look import Look
 from ntrk_jax.methods.entry import Entry
@@ -184,6 +185,7 @@ def ntrk_smc(
     the proposal keeps more than half of the noise's variance, without which weights have none.
     """
     look = Look(model, reward, grad=True, value=value)
+    require("limit", limit, 1e-30, float("inf"), number=True)
     most = 1.0 / (1.0 + math.prod(shape) / limit**2)
     rule = NTRK(whiten or TypicalSet(shape), Calibrated(temperature, most), "gradient")
     return SMC(

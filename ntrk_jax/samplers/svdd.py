@@ -129,8 +129,11 @@ class SVDD:
             index, weight = jnp.argmax(jnp.where(usable, value, -jnp.inf)), jnp.zeros_like(ratio[0])
         else:
             level = value / jnp.asarray(self.temperature, value.dtype)
+            known, usable = usable, usable & jnp.isfinite(level)
             index, mean = _draw(jax.random.fold_in(key, Stream.SELECT), jnp.where(usable, ratio + level, -jnp.inf))
             weight = jnp.where(jnp.any(usable), mean - level[index], jnp.zeros_like(mean))
+            lost = jnp.any(known) & ~jnp.any(usable)  # at a temperature so low that no level is a number
+            status |= jnp.where(lost, jnp.int32(Status.DEAD_WEIGHTS), jnp.int32(0))
         spent = total(evals)
         return jax.tree.map(lambda a: a[index], seen), self._weight(weight), spent, any_bits(status)
 

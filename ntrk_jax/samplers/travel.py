@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntrk_jax.arguments import require_times
 from ntrk_jax.core import Evals, Info, Lookahead, State, Step, Stream
 from ntrk_jax.move import in_algebra, move
 from ntrk_jax.samplers.single import Single
@@ -42,7 +43,7 @@ class Travel:
     Density: none (`exact` is False).
     Derivatives: forward mode only (`jax.jvp`), as the number of passes is a leaf and the loop over them of unknown
         length; the `Single` itself is differentiated both ways.
-    Errors: TypeError for another sampler than `Single`; ValueError for repeats below 1.
+    Errors: TypeError for another sampler than `Single`; ValueError for repeats below 1 and an empty window.
     Departs from the papers: nothing; the forward kernel is written for any (alpha, sigma).
     References: Yu et al. 2023 (FreeDoM), arXiv:2303.09833, Algorithm 2; Bansal et al. 2023, arXiv:2302.07121.
 
@@ -67,6 +68,7 @@ class Travel:
             raise TypeError(f"Travel repeats the steps of a Single, got {type(self.sampler).__name__}.")
         if is_concrete(self.repeats) and not np.all(np.asarray(self.repeats) >= 1):
             raise ValueError(f"repeats must be at least 1, got {self.repeats}.")
+        require_times(self.low, self.high)
 
     @property
     def look(self) -> Any:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.core import Evals, Info, Lookahead, Step
+from ntrk_jax.resampling import log_mean_exp
 from ntrk_jax.samplers.population import Population, any_bits, hopeful, require_particles, tilted, total
 from ntrk_jax.samplers.smc import SMC
 from ntrk_jax.tree import is_concrete, pytree, static
@@ -93,8 +94,8 @@ class WarmStart:
         chain: the chains. Each burns in, then every step is kept until there are num_particles noises.
 
     Shapes: x [num_particles, *shape], of which the first num_chains are the chains' starts. Initial log-weights are
-        log psi_T - v / chain.temperature, 0 where the two agree, so that log Z is relative to the chains' own
-        normaliser.
+        log psi_T - v / chain.temperature + log C, where C, the mean of exp(v / chain.temperature) at the starts,
+        estimates the normaliser of the chains' target: exact where alpha_T = 0, as v is one number there.
     Cost: num_chains (1 + num_burn + ceil(num_particles / num_chains)) looks at the start; then as the sampler.
     Density: exact in the limit of long chains and many particles.
     Departs from the paper: the gradient is not clipped; weights are always carried, never replaced by an earlier row's.
@@ -157,17 +158,19 @@ class WarmStart:
             return (seen, evals + spent, status | bits), seen
 
         seen = hoped(seen)
+        level = log_mean_exp(seen.value / jnp.asarray(self.chain.temperature, seen.value.dtype))
+        level = jnp.where(jnp.isfinite(level), level, jnp.zeros_like(level))
         burn = self.chain.num_burn
         seen, evals, status = vary((seen, evals, status), (key, x, first))
         carry, _ = jax.lax.scan(lambda c, i: (advance(c, i)[0], None), (seen, evals, status), jnp.arange(burn))
         (_, evals, status), path = jax.lax.scan(advance, carry, burn + jnp.arange(kept))
         pool = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:num], path)
-        return self._weigh(pool, total(evals), any_bits(status), first)
+        return self._weigh(pool, level, total(evals), any_bits(status), first)
 
-    def _weigh(self, look: Lookahead, evals: Evals, status: Array, first: Step) -> Population:
+    def _weigh(self, look: Lookahead, level: Array, evals: Evals, status: Array, first: Step) -> Population:
         value = hopeful(look, first.sigma_t)
         memory = self.sampler.potential.init(value, first)
-        untilted = -value / jnp.asarray(self.chain.temperature, look.value.dtype)
+        untilted = level - value / jnp.asarray(self.chain.temperature, look.value.dtype)
         weights, top, untilted, dead = tilted(untilted, memory.log_psi)
         own = jnp.arange(self.num_particles, dtype=jnp.int32)
         return Population(look, weights + top, evals, status | dead, memory, own, untilted)
