@@ -224,7 +224,7 @@ def _check_state(sampler: Sampler, key: Key, state: Any, steps: Step) -> None:
             jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        for tree in (state, meant)
+        for tree in (jax.eval_shape(lambda state: state, state), meant)
     )
     wrong = sorted(where for where in held | wanted if held.get(where) != wanted.get(where))
     if wrong:

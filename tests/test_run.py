@@ -64,6 +64,8 @@ def test_a_run_resumed_after_any_row_is_the_whole_run(row):
 
 def test_states_of_other_samplers_are_refused():
     half, _ = go(STEPS.rows(0, 2))
+    by_hand = half._replace(evals=nk.core.Evals(2, 2, 2, 2))
+    same(nk.resume(SAMPLER, KEY, by_hand, STEPS.rows(2), start=2)[0].look, go(STEPS)[0].look)
     blind = nk.Single(nk.Look(LOOK.model, LOOK.reward), nk.kernels.DDIM())
     rows = STEPS.rows(2)
     with pytest.raises(ValueError, match=r"of the same sampler, got one that differs in \.look\.grad"):
