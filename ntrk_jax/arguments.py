@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.tree import Function, is_concrete
+from ntrk_jax.tree import Function, is_concrete, is_key
 
 __all__ = [
     "refuse_class",
@@ -65,7 +63,7 @@ def require_count(least: int = 1, /, **counts: Any) -> None:
 
 def require_key(key: Any) -> None:
     """Raise TypeError unless `key` is a typed one."""
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+    if not is_key(key):
         raise TypeError(f"key must be a typed key, got {type(key).__name__}; make one with jax.random.key(seed).")
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.tree import REGISTRY, digest
+from ntrk_jax.tree import REGISTRY, digest, is_key
 
 __all__ = ["loads"]
 
@@ -43,12 +43,8 @@ def loads(text: str, *, arrays: Iterable[Any] = (), functions: Mapping[str, Call
         raise ValueError(
             f"not the printed form of a configured object: {error.msg} at column {error.offset}."
         ) from None
-    by_digest = {digest(a): a for a in arrays if isinstance(a, (np.ndarray, jax.Array)) and not _is_key(a)}
+    by_digest = {digest(a): a for a in arrays if isinstance(a, (np.ndarray, jax.Array)) and not is_key(a)}
     return _Reader(by_digest, dict(functions or {})).read(tree.body)
-
-
-def _is_key(array: Any) -> bool:
-    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 class _Reader:

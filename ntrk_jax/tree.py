@@ -38,6 +38,7 @@ __all__ = [
     "describe",
     "digest",
     "is_concrete",
+    "is_key",
     "pytree",
     "replace",
     "same",
@@ -76,7 +77,8 @@ def digest(array: Any) -> str:
     return hashlib.sha256(data.tobytes() + str((data.shape, data.dtype.name)).encode()).hexdigest()[:12]
 
 
-def _is_key(value: Any) -> bool:
+def is_key(value: Any) -> bool:
+    """Whether `value` is a typed key, or an array of them; tracers are told too."""
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
@@ -96,7 +98,7 @@ def describe(value: Any) -> str:
     if isinstance(value, Tracer):
         return f"<traced {value.aval.str_short()}>"
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        if _is_key(value):
+        if is_key(value):
             return f"key({np.asarray(jax.random.key_data(jnp.asarray(value))).tolist()})"
         data = np.asarray(value)
         if data.size <= _MAX_PRINTED:
@@ -130,8 +132,8 @@ def _repr(self: Any) -> str:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    if _is_key(a) or _is_key(b):
-        same = _is_key(a) and _is_key(b) and a.dtype == b.dtype
+    if is_key(a) or is_key(b):
+        same = is_key(a) and is_key(b) and a.dtype == b.dtype
         return same and _equal(jax.random.key_data(a), jax.random.key_data(b))
     if isinstance(a, (np.ndarray, jax.Array)) or isinstance(b, (np.ndarray, jax.Array)):
         return np.shape(a) == np.shape(b) and bool(np.array_equal(np.asarray(a), np.asarray(b)))

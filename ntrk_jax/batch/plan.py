@@ -28,7 +28,7 @@ from ntrk_jax import naming
 from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Step
 from ntrk_jax.grids import check_schedule
-from ntrk_jax.tree import describe
+from ntrk_jax.tree import describe, is_key
 
 __all__ = ["Group", "Plan", "Unit", "grouped", "make_plan"]
 
@@ -195,7 +195,7 @@ class Group:
             return False
         free = len(leaves) - self.num_fixed
         return all(
-            _same(a, b) or (k < free and _aval(a) == _aval(b) and not _is_key(a) and np.size(a) <= _LARGEST_VARYING)
+            _same(a, b) or (k < free and _aval(a) == _aval(b) and not is_key(a) and np.size(a) <= _LARGEST_VARYING)
             for k, (a, b) in enumerate(zip(self.table[0], leaves, strict=True))
         )
 
@@ -255,12 +255,8 @@ def _code(sampler: Any, printed: str) -> dict[str, str]:
     return {} if text == printed else {"code": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _host(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 def _aval(leaf: Any) -> tuple:

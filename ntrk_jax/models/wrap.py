@@ -22,7 +22,7 @@ import numpy as np
 
 from ntrk_jax.core import Denoiser, algebra_dtype
 from ntrk_jax.schedules import Schedule
-from ntrk_jax.tree import pytree, same, static
+from ntrk_jax.tree import is_key, pytree, same, static
 from ntrk_jax.typing import Array, Sample, Scalar
 
 __all__ = ["Cast", "ClassifierFree", "Counted", "Counter", "Reschedule"]
@@ -264,6 +264,6 @@ def _count(counter: Counter, what: str, tree: Any) -> None:
 def _corner(leaf: Any) -> Array:
     """One entry of an array, as something a callback can take."""
     array = jnp.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if is_key(array):
         array = jax.random.key_data(array)
     return array.reshape(-1)[: min(1, int(np.prod(array.shape)))]
