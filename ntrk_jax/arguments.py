@@ -9,6 +9,7 @@ import numpy as np
 from ntrk_jax.tree import Function, is_concrete, is_key
 
 __all__ = [
+    "as_shape",
     "refuse_class",
     "refuse_network",
     "require_called",
@@ -23,6 +24,11 @@ __all__ = [
     "require_times",
     "valueless",
 ]
+
+
+def as_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of one sample as a tuple; a number is that of a vector."""
+    return (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
 
 
 def refuse_class(name: str, value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntrk_jax.arguments import refuse_class, refuse_network, require_called, require_scalar, valueless
+from ntrk_jax.arguments import as_shape, refuse_class, refuse_network, require_called, require_scalar, valueless
 from ntrk_jax.core import Denoiser, Evals, Lookahead, Reward, Status, Value, algebra_dtype
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
@@ -32,10 +32,12 @@ class Look:
         value: what stands for the soft value at x_t; None is the plug-in r(x0), one reward call. A value with a method
             `through(key, x, t, x0, pull, reward) -> (value, gradient)` is handed the model's pullback u -> (dx0/dx)'u,
             of which it makes `num_vjps` uses.
+        shape: of one sample, static; another x is refused, such as a batch that was not vmapped. None takes any.
 
     Shapes: x [*shape] -> Lookahead(x, x0 [*shape], value [], grad [*shape]); value and grad are None unless asked for.
     Cost per look: `model.num_calls` (default 1) model calls and the value's rewards; with grad, as many VJPs.
-    Errors: ValueError if a gradient is asked of no reward, or of a reward that has none (a host callback).
+    Errors: ValueError for an x of another shape, or if a gradient is asked of no reward, or of one that has none (a
+        host callback).
         A non-finite value or gradient raises nothing: it sets a status bit, and a non-finite gradient is
         replaced by zero, so that the sample goes on unguided and its neighbours are untouched.
 
@@ -51,9 +53,11 @@ class Look:
     reward: Reward | None = None
     grad: bool = static(default=False)
     value: Value | None = None
+    shape: tuple[int, ...] | None = static(default=None)
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot be evaluated."""
+        object.__setattr__(self, "shape", None if self.shape is None else as_shape(self.shape))
         for name, part in (("model", self.model), ("reward", self.reward), ("value", self.value)):
             refuse_class(name, part)
         refuse_network("model", self.model)
@@ -78,6 +82,7 @@ class Look:
 
     def __call__(self, key: Key, x: Sample, t: Scalar) -> tuple[Lookahead, Evals, Array]:
         """The look at (x, t) for t > 0, what it cost, and its status bits."""
+        self._require_shape(x)
         dtype = algebra_dtype(x)
         t = jnp.asarray(t, dtype)
 
@@ -104,6 +109,7 @@ class Look:
 
     def final(self, x: Sample) -> tuple[Lookahead, Evals, Array]:
         """The look at t = 0: no model call, the true reward, and a gradient of zero where there is one."""
+        self._require_shape(x)
         x0 = x.astype(algebra_dtype(x))
         value = None if not self._has_value else self._true_reward(x0)
         grad = jnp.zeros_like(x0) if self.grad else None
@@ -144,6 +150,13 @@ class Look:
     @property
     def _through_model(self) -> bool:
         return self.value is None or self.value.needs_x0
+
+    def _require_shape(self, x: Sample) -> None:
+        if self.shape is not None and x.shape != self.shape:
+            raise ValueError(
+                f"the sampler was built for samples of shape {self.shape}, got x of shape {x.shape}; jax.vmap over a "
+                "batch, and give a population [num_particles, *shape]."
+            )
 
     def _tweedie(self, x: Sample, t: Scalar) -> Sample:
         x0 = self.model(x, t)

@@ -10,7 +10,7 @@ d = mean / base.std + noise + scale z (no projection), N entries and base.std > 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,19 @@ import jax.numpy as jnp
 from ntrk_jax.core import Evals, Gaussian, Guidance, Kernel, Lookahead, Move, Status, Step, Stream, Tilt, algebra_dtype
 from ntrk_jax.typing import Array, Key
 
-__all__ = ["in_algebra", "move"]
+__all__ = ["Aim", "aim", "draw_from", "in_algebra", "move"]
+
+
+class Aim(NamedTuple):
+    """What all draws of one row from one look share: the base kernel there and its tilt.
+
+    exact: whether the tilt's density is known; tilted: whether there is one.
+    """
+
+    base: Gaussian
+    tilt: Tilt
+    exact: bool
+    tilted: bool
 
 
 def in_algebra(look: Lookahead, step: Step) -> tuple[Lookahead, Step]:
@@ -47,10 +59,15 @@ def move(
         for rules whose density is not exact, and where the base kernel is deterministic; status flags a tilt that is
         not finite.
     """
-    dtype = look.x.dtype
+    aimed = aim(key, look, step, kernel, guidance, probe)
+    return draw_from(key, aimed, look.x, z), aimed.tilt.evals
+
+
+def aim(
+    key: Key, look: Lookahead, step: Step, kernel: Kernel, guidance: Guidance | None = None, probe: Any = None
+) -> Aim:
+    """The first half of `move`: the kernel and the rule, asked once however many draws follow."""
     look, step = in_algebra(look, step)
-    key_rule, key_project = (jax.random.fold_in(key, tag) for tag in (Stream.RULE, Stream.PROJECT))
-    drawn: Array = jax.random.normal(key, look.x.shape, look.x.dtype) if z is None else z
     base = kernel(look, step)
     _require("kernel", base, Gaussian)
     if jnp.shape(base.mean) != look.x.shape or jnp.shape(base.std) != ():
@@ -58,21 +75,29 @@ def move(
             f"a kernel must return a mean of the shape of x, {look.x.shape}, and one number as std, got shapes "
             f"{jnp.shape(base.mean)} and {jnp.shape(base.std)}."
         )
-    exact = guidance is None or guidance.exact
-    tilt = Tilt() if guidance is None else guidance(look, base, step, key=key_rule, probe=probe)
+    rule_key = jax.random.fold_in(key, Stream.RULE)
+    tilt = Tilt() if guidance is None else guidance(look, base, step, key=rule_key, probe=probe)
     _require("rule", tilt, Tilt)
+    return Aim(base, tilt, guidance is None or guidance.exact, guidance is not None)
+
+
+def draw_from(key: Key, aimed: Aim, like: Array, z: Array | None = None) -> Move:
+    """The second half of `move`: one draw, in the shape and dtype of `like`; the flags are the tilt's own too."""
+    base, tilt = aimed.base, aimed.tilt
+    dtype = algebra_dtype(like)
+    drawn: Array = jax.random.normal(key, like.shape, dtype) if z is None else z
     noise = tilt.noise + tilt.scale * drawn
     if tilt.project is not None:
-        noise = jnp.where(jnp.any(tilt.noise != 0), tilt.project(noise, key_project), noise)
-    trivial = guidance is None or not exact
+        noise = jnp.where(jnp.any(tilt.noise != 0), tilt.project(noise, jax.random.fold_in(key, Stream.PROJECT)), noise)
+    trivial = not (aimed.tilted and aimed.exact)
     kept = noise if trivial else (drawn, noise)
     kept = jax.lax.optimization_barrier(kept)  # so that a zero tilt is fused, and rounded, like no tilt
     drawn, noise = (drawn, kept) if trivial else kept
     x = base.mean + tilt.mean + base.std * noise
-    log_ratio = jnp.zeros((), look.x.dtype) if trivial else _log_ratio(drawn, noise, base.std, tilt)
-    seen = log_ratio if exact else jnp.asarray(tilt.noise + tilt.mean)  # the ratio of an exact rule sums them all
+    log_ratio = jnp.zeros((), dtype) if trivial else _log_ratio(drawn, noise, base.std, tilt)
+    seen = log_ratio if aimed.exact else jnp.asarray(tilt.noise + tilt.mean)  # the ratio of an exact rule sums them all
     status = jnp.where(jnp.all(jnp.isfinite(seen)), jnp.int32(0), jnp.int32(Status.NONFINITE_GRAD)) | tilt.status
-    return Move(x.astype(dtype), log_ratio, status), tilt.evals
+    return Move(x.astype(like.dtype), log_ratio, status)
 
 
 def _require(what: str, given: Any, kind: type) -> None:

@@ -13,7 +13,7 @@ import ntrk_jax as nk
 from ntrk_jax.cli.console import BadInput, user_input
 from ntrk_jax.cli.problems import Named, is_number, parse
 
-__all__ = ["ROLLOUTS", "Choices", "aimed_temperature", "build", "prepare"]
+__all__ = ["ROLLOUTS", "Choices", "aimed_temperature", "build", "prepare", "told"]
 
 ROLLOUTS = 100
 """Of a tree, unless --particles says otherwise."""
@@ -55,7 +55,7 @@ def build(method: str, task: Named, choices: Choices, grid: Any = None) -> Any:
     entry = nk.methods.CATALOGUE.get(method)
     if entry is None:
         raise BadInput(f"unknown method {method!r}; known are {', '.join(nk.methods.names())}.")
-    options = _strength(method, entry, choices)
+    options = _strength(method, entry, choices) | told(entry, task)
     if entry.tree:
         names, others = _accepts(entry)
         options |= {"grid": grid}
@@ -83,6 +83,11 @@ def build(method: str, task: Named, choices: Choices, grid: Any = None) -> Any:
             "positive somewhere, where there would be no shift; use dps or dps_squared."
         )
     return sampler
+
+
+def told(entry: Any, task: Named) -> dict[str, float]:
+    """What a method that takes the data for Gaussian is told of them, their spread; of other methods nothing."""
+    return {"spread": task.spread()} if "spread" in _accepts(entry)[0] else {}
 
 
 def aimed_temperature(method: str, choices: Choices) -> float:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ntrk_jax as nk
-from ntrk_jax.cli.build import Choices
+from ntrk_jax.cli.build import Choices, told
 from ntrk_jax.cli.compare_judges import DigitsJudge, ExactJudge, key_of
 from ntrk_jax.cli.compare_runs import Budget, Draws, Made, Program, make
 from ntrk_jax.cli.console import BadInput, Progress
@@ -84,6 +84,7 @@ def compare_method(name: str, task: Named, judge: Judge, plan: Plan, progress: P
     if entry is not None and entry.strength is not None:
         best = min(tries, key=lambda one: one["score"]) if tries else None
         settings[entry.strength] = best["strength"] if best else "default"
+    settings |= {} if entry is None else told(entry, task)
     return Outcome(name, rows, settings, tries, program.compile_seconds, first)
 
 

@@ -48,6 +48,14 @@ class Named(NamedTuple):
         except ValueError:
             return None
 
+    def spread(self) -> float:
+        """The standard deviation of an entry of the data, all together: of 1024 exact draws, or of the real digits."""
+        import jax
+        import numpy as np
+
+        data = self.digits.data if self.law is None else self.law.sample(jax.random.key(0), 1024)
+        return float(np.sqrt(np.mean(np.var(np.asarray(data, np.float64), axis=0))))
+
 
 def problem(
     name: str, *, schedule: str | None = None, digit: int | None = None, checkpoint: Path | None = None,

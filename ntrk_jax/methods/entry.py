@@ -10,7 +10,7 @@ from ntrk_jax.kernels import DDIM
 from ntrk_jax.look import Look
 from ntrk_jax.samplers import Single
 
-__all__ = ["GRAD", "LAW", "ONE", "VJP", "Entry", "guided", "one_per_step", "single"]
+__all__ = ["GRAD", "LAW", "ONE", "VJP", "Entry", "guided", "look_at", "one_per_step", "single"]
 
 GRAD = "model, differentiable reward, stochastic kernel"
 ONE = "1 NFE"
@@ -58,8 +58,25 @@ class Entry(NamedTuple):
     nfe: Callable[[int, int], int] = one_per_step
 
 
+def look_at(
+    model: Denoiser,
+    reward: Reward | None,
+    shape: tuple[int, ...],
+    guidance: Guidance | None = None,
+    value: Value | None = None,
+    grad: bool = False,
+) -> Look:
+    """The look of a method, with a gradient if it is asked for or its rule reads one; () is any shape."""
+    return Look(model, reward, grad or getattr(guidance, "needs_grad", False), value, shape or None)
+
+
 def guided(
-    model: Denoiser, reward: Reward, guidance: Guidance, kernel: Kernel | None = None, value: Value | None = None
+    model: Denoiser,
+    reward: Reward,
+    shape: tuple[int, ...],
+    guidance: Guidance,
+    kernel: Kernel | None = None,
+    value: Value | None = None,
 ) -> Single:
     """Any rule that reads a gradient, on any kernel."""
-    return Single(Look(model, reward, grad=True, value=value), kernel or DDIM(eta=1.0), guidance)
+    return Single(look_at(model, reward, shape, value=value, grad=True), kernel or DDIM(eta=1.0), guidance)

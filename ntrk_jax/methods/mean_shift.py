@@ -9,8 +9,7 @@ from ntrk_jax.core import Denoiser, Guidance, Kernel, Reward, Sampler, Value
 from ntrk_jax.guidance import DPS, MPGD, TFG, UGD, FreeDoM, MomentMatched, Structure, Twisted
 from ntrk_jax.guidance.base import Strength
 from ntrk_jax.kernels import DDIM
-from ntrk_jax.look import Look
-from ntrk_jax.methods.entry import GRAD, VJP, Entry, guided, single
+from ntrk_jax.methods.entry import GRAD, VJP, Entry, guided, look_at, single
 from ntrk_jax.samplers import Single, Travel
 from ntrk_jax.schedules import Schedule
 from ntrk_jax.tree import replace
@@ -33,7 +32,7 @@ def dps(
     value: Value | None = None,
 ) -> Single:
     """DPS: shift the mean along the gradient."""
-    return guided(model, reward, DPS(strength, convention), kernel, value)
+    return guided(model, reward, shape, DPS(strength, convention), kernel, value)
 
 
 def dps_norm(model: Denoiser, reward: Reward, shape: tuple[int, ...] = (), *, strength: Strength = 1.0, **parts: Any):
@@ -63,7 +62,7 @@ def tds_shift(
 
     strength: 1 / temperature. noiseless: guide deterministic kernels and the last row too, without weights.
     """
-    return guided(model, reward, Twisted(strength, clamp, noiseless), kernel, value)
+    return guided(model, reward, shape, Twisted(strength, clamp, noiseless), kernel, value)
 
 
 def freedom(
@@ -84,7 +83,7 @@ def freedom(
 
     Rows with low < t <= high are walked `repeats` times, which multiplies their cost.
     """
-    return Travel(guided(model, reward, FreeDoM(strength, rate, space), kernel, value), repeats, low, high)
+    return Travel(guided(model, reward, shape, FreeDoM(strength, rate, space), kernel, value), repeats, low, high)
 
 
 def ugd(
@@ -100,7 +99,7 @@ def ugd(
     value: Value | None = None,
 ) -> Travel:
     """Universal guidance: forward through the network, backward from x0, each row walked `repeats` times."""
-    return Travel(guided(model, reward, UGD(strength, backward, num_backward), kernel, value), repeats)
+    return Travel(guided(model, reward, shape, UGD(strength, backward, num_backward), kernel, value), repeats)
 
 
 def lgd_mc(
@@ -125,7 +124,7 @@ def lgd_mc(
         raise ValueError("lgd_mc takes a strength or a rule; give the rule its own strength.")
     value = Smoothed(_schedule(model, schedule), temperature, gamma, num_samples)
     rule = guidance or DPS(1.0 if strength is None else strength)
-    return guided(model, reward, rule, kernel, value)
+    return guided(model, reward, shape, rule, kernel, value)
 
 
 def mpgd(
@@ -139,7 +138,7 @@ def mpgd(
     kernel: Kernel | None = None,
 ) -> Single:
     """MPGD: climb the reward from x0, without a backward pass through the network."""
-    return Single(Look(model, reward), kernel or DDIM(eta=1.0), MPGD(strength, num_steps, space))
+    return Single(look_at(model, reward, shape), kernel or DDIM(eta=1.0), MPGD(strength, num_steps, space))
 
 
 def tfg(
@@ -166,7 +165,7 @@ def tfg(
     """
     value = Smoothed(_schedule(model, schedule), 1.0, gamma, num_samples)
     rule = TFG(Structure(strength * rho, structure), Structure(strength * mu, structure), num_inner, space)
-    return Travel(guided(model, reward, rule, kernel, value), repeats)
+    return Travel(guided(model, reward, shape, rule, kernel, value), repeats)
 
 
 def pigdm(
@@ -182,7 +181,7 @@ def pigdm(
 ) -> Single:
     """Pi-GDM: a quadratic reward's value under the posterior of data N(0, spread^2 I); any rule if given."""
     value = MomentMatched(_schedule(model, schedule), temperature, "none", spread)
-    return _matched(model, reward, value, guidance, kernel)
+    return _matched(model, reward, shape, value, guidance, kernel)
 
 
 def tmpd(
@@ -203,16 +202,19 @@ def tmpd(
     jacobian = jacobian or ("full" if shape and prod(shape) <= 16 else "diagonal")
     size = prod(shape) if jacobian == "full" else None
     value = MomentMatched(_schedule(model, schedule), temperature, jacobian, size=size)
-    return _matched(model, reward, value, guidance, kernel)
+    return _matched(model, reward, shape, value, guidance, kernel)
 
 
-def _matched(model: Denoiser, reward: Reward, value: MomentMatched, rule: Guidance | None, kernel: Kernel | None):
+def _matched(
+    model: Denoiser, reward: Reward, shape: tuple[int, ...], value: MomentMatched, rule: Guidance | None,
+    kernel: Kernel | None,
+) -> Single:  # fmt: skip
     if not hasattr(reward, "quadratic"):
         raise TypeError(
             f"the reward must be linear or quadratic (a method `quadratic()`), got {type(reward).__name__}; "
             "lgd_mc serves any differentiable reward."
         )
-    return guided(model, reward, rule or Twisted(1.0 / value.temperature, noiseless=True), kernel, value)
+    return guided(model, reward, shape, rule or Twisted(1.0 / value.temperature, noiseless=True), kernel, value)
 
 
 def _schedule(model: Any, schedule: Schedule | None) -> Schedule:

@@ -9,8 +9,7 @@ from ntrk_jax.core import Denoiser, Kernel, Reward, Value, Whitening
 from ntrk_jax.guidance import MPGD, NTRK, Calibrated, Ending, Steady, Sum
 from ntrk_jax.guidance.base import Strength
 from ntrk_jax.kernels import DDIM
-from ntrk_jax.look import Look
-from ntrk_jax.methods.entry import GRAD, VJP, Entry, guided
+from ntrk_jax.methods.entry import GRAD, VJP, Entry, guided, look_at
 from ntrk_jax.samplers import Single
 from ntrk_jax.typing import Scalar
 from ntrk_jax.whitening import TypicalSet
@@ -33,7 +32,7 @@ def ntrk(
 
     whiten: another operator, such as `whitening.Certified(shape)`; value: another value than the plug-in.
     """
-    return guided(model, reward, NTRK(whiten or TypicalSet(shape), strength, where), kernel, value)
+    return guided(model, reward, shape, NTRK(whiten or TypicalSet(shape), strength, where), kernel, value)
 
 
 def ntrk_mixed(model: Denoiser, reward: Reward, shape: tuple[int, ...], *, strength: Strength = 0.05, **parts: Any):
@@ -71,7 +70,7 @@ def ntrk_x0(
             "of the value in x."
         )
     rule = NTRK(whiten or TypicalSet(shape), Steady(strength), where, through=False)
-    return Single(Look(model, reward, value=value), kernel or DDIM(eta=1.0), rule)
+    return Single(look_at(model, reward, shape, value=value), kernel or DDIM(eta=1.0), rule)
 
 
 def ntrk_climb(
@@ -90,7 +89,7 @@ def ntrk_climb(
     climb: that step, in units of a posterior variance over a temperature, as `guidance.MPGD`'s strength.
     """
     rule = NTRK(whiten or TypicalSet(shape), strength)
-    return guided(model, reward, Sum((rule, Ending(MPGD(climb)))), kernel, value)
+    return guided(model, reward, shape, Sum((rule, Ending(MPGD(climb)))), kernel, value)
 
 
 _RHOS = (0.003, 0.01, 0.03, 0.1, 0.3)

@@ -9,8 +9,7 @@ from ntrk_jax.core import Denoiser, Guidance, Kernel, Resampler, Reward, Value, 
 from ntrk_jax.guidance import DPS, NTRK, Calibrated, Limit
 from ntrk_jax.guidance.base import require
 from ntrk_jax.kernels import DDIM
-from ntrk_jax.look import Look
-from ntrk_jax.methods.entry import Entry
+from ntrk_jax.methods.entry import Entry, look_at
 from ntrk_jax.potentials import RATE, Accumulated, Adaptive, Geometric, Signal, Tempered
 from ntrk_jax.resampling import SSP, Multinomial, Spaced, Systematic, WhenESS
 from ntrk_jax.samplers import PCNL, SMC, BestOfN, Single, WarmStart
@@ -51,7 +50,7 @@ def fk(
     them away. when: the rows that resample, all for "difference" unless said otherwise; for the potentials that build
     up they are also those that count, by default the paper's evenly spaced ones in a window, `resampling.Spaced()`.
     """
-    look = Look(model, reward, grad=getattr(guidance, "needs_grad", False), value=value)
+    look = look_at(model, reward, shape, guidance, value)
     if potential not in ("difference", "reward", "max", "sum"):
         raise ValueError(f"potential must be 'difference', 'reward', 'max' or 'sum', got {potential!r}.")
     if potential == "difference":
@@ -95,7 +94,7 @@ def tds(
     same to first order in the row. schedule: how far the value is trusted at noise; "auto" is `potentials.Signal()`
     for the plug-in value and None, 1 throughout as published, for another; None gives the plug-in value heavy tails.
     """
-    look = Look(model, reward, grad=True, value=value)
+    look = look_at(model, reward, shape, value=value, grad=True)
     targets = Tempered(temperature, _trust(schedule, value))
     return SMC(
         look, kernel or DDIM(eta=1.0), Limit(DPS(1.0 / temperature), limit), targets,
@@ -184,7 +183,7 @@ def ntrk_smc(
     limit: the largest push in one row, in standard deviations of the noise, where rho = limit^2 / (N + limit^2): with 1
     the proposal keeps more than half of the noise's variance, without which weights have none.
     """
-    look = Look(model, reward, grad=True, value=value)
+    look = look_at(model, reward, shape, value=value, grad=True)
     require("limit", limit, 1e-30, float("inf"), number=True)
     most = 1.0 / (1.0 + math.prod(shape) / limit**2)
     rule = NTRK(whiten or TypicalSet(shape), Calibrated(temperature, most), "gradient")

@@ -6,8 +6,7 @@ from typing import Any
 
 from ntrk_jax.core import Denoiser, Kernel, Reward
 from ntrk_jax.kernels import DDIM, DDPM, EDM, Correlated, FlowODE, FlowSDE
-from ntrk_jax.look import Look
-from ntrk_jax.methods.entry import LAW, ONE, Entry
+from ntrk_jax.methods.entry import LAW, ONE, Entry, look_at
 from ntrk_jax.samplers import Single
 from ntrk_jax.typing import Scalar
 
@@ -16,37 +15,37 @@ __all__ = ["base", "correlated", "ddim", "ddpm", "edm", "flow_ode", "flow_sde"]
 
 def base(model: Denoiser, reward: Reward | None = None, shape: tuple[int, ...] = (), *, kernel: Kernel | None = None):
     """The pretrained sampler itself; the reward, if given, is only recorded."""
-    return Single(Look(model, reward), kernel or DDIM(eta=1.0))
+    return Single(look_at(model, reward, shape), kernel or DDIM(eta=1.0))
 
 
 def ddim(model: Denoiser, reward: Reward | None = None, shape: tuple[int, ...] = (), *, eta: Scalar = 0.0):
     """The DDIM family; eta = 0 is deterministic."""
-    return base(model, reward, kernel=DDIM(eta=eta))
+    return base(model, reward, shape, kernel=DDIM(eta=eta))
 
 
 def ddpm(model: Denoiser, reward: Reward | None = None, shape: tuple[int, ...] = ()):
     """DDPM's ancestral kernel, written from the forward posterior."""
-    return base(model, reward, kernel=DDPM())
+    return base(model, reward, shape, kernel=DDPM())
 
 
 def correlated(model: Denoiser, reward: Reward | None = None, shape: tuple[int, ...] = (), *, correlation: Any = 0.9):
     """The one-step GLASS kernel with a chosen correlation."""
-    return base(model, reward, kernel=Correlated(correlation))
+    return base(model, reward, shape, kernel=Correlated(correlation))
 
 
 def flow_sde(model: Denoiser, reward: Reward | None = None, shape: tuple[int, ...] = (), *, churn: Scalar = 1.0):
     """The flow with noise."""
-    return base(model, reward, kernel=FlowSDE(churn))
+    return base(model, reward, shape, kernel=FlowSDE(churn))
 
 
 def flow_ode(model: Denoiser, reward: Reward | None = None, shape: tuple[int, ...] = ()):
     """The deterministic flow."""
-    return base(model, reward, kernel=FlowODE())
+    return base(model, reward, shape, kernel=FlowODE())
 
 
 def edm(model: Denoiser, reward: Reward | None = None, shape: tuple[int, ...] = (), *, gamma: Scalar = 0.2):
     """The churned sampler of Karras et al., noise last."""
-    return base(model, reward, kernel=EDM(gamma))
+    return base(model, reward, shape, kernel=EDM(gamma))
 
 
 ENTRIES: dict[str, Entry] = {

@@ -10,8 +10,7 @@ import numpy as np
 from ntrk_jax.arguments import require_temperature_of
 from ntrk_jax.core import Denoiser, Guidance, Kernel, Reward, Step, Value
 from ntrk_jax.kernels import DDIM, FlowSDE
-from ntrk_jax.look import Look
-from ntrk_jax.methods.entry import Entry
+from ntrk_jax.methods.entry import Entry, look_at
 from ntrk_jax.models import Reschedule
 from ntrk_jax.samplers import RBF, SVDD, Beam, BestOfN, Blocks, Pruned, Rising, Single, Widening
 from ntrk_jax.schedules import Schedule, VPLinear
@@ -20,10 +19,6 @@ from ntrk_jax.typing import Scalar
 from ntrk_jax.values import Smoothed
 
 __all__ = ["beam", "best_of_n", "code", "dsearch", "rbf", "svdd", "svdd_argmax", "ttsnap"]
-
-
-def _look(model: Denoiser, reward: Reward, guidance: Guidance | None, value: Value | None = None) -> Look:
-    return Look(model, reward, grad=getattr(guidance, "needs_grad", False), value=value)
 
 
 def best_of_n(
@@ -37,7 +32,7 @@ def best_of_n(
     grad: bool = False,
 ):
     """Best of N independent runs, of the base sampler or of a guided one."""
-    look = Look(model, reward, grad=grad or getattr(guidance, "needs_grad", False))
+    look = look_at(model, reward, shape, guidance, grad=grad)
     return BestOfN(Single(look, kernel or DDIM(eta=1.0), guidance), num_particles)
 
 
@@ -56,7 +51,7 @@ def svdd(
     """SVDD as in its paper: each row goes on with one of M candidates, drawn by value at a temperature."""
     if choice == "categorical" and not isinstance(value, Smoothed):
         require_temperature_of(value, temperature)
-    look = _look(model, reward, guidance, value)
+    look = look_at(model, reward, shape, guidance, value)
     return SVDD(look, kernel or DDIM(eta=1.0), guidance, temperature, choice, num_particles)
 
 
@@ -84,7 +79,7 @@ def beam(
     keep = min(2, max(1, num_particles - 1)) if keep is None else keep
     if is_concrete(keep) and np.any(np.asarray(keep) >= max(2, num_particles)):
         raise ValueError(f"keep must be below num_particles={num_particles}, got {keep}: nothing would be selected.")
-    single = Single(_look(model, reward, guidance, value), kernel or DDIM(eta=1.0), guidance)
+    single = Single(look_at(model, reward, shape, guidance, value), kernel or DDIM(eta=1.0), guidance)
     return Beam(single, Blocks(size, keep), num_particles)
 
 
@@ -111,7 +106,7 @@ def dsearch(
 
     Departs from the paper: searches, and drops, at geometric times; no look-ahead heuristic beyond the value given.
     """
-    single = Single(_look(model, reward, guidance, value), kernel or DDIM(eta=1.0), guidance)
+    single = Single(look_at(model, reward, shape, guidance, value), kernel or DDIM(eta=1.0), guidance)
     return Beam(single, plan or Widening(), num_particles, chunk)
 
 
@@ -139,7 +134,8 @@ def ttsnap(
     if list(times) != sorted(times, reverse=True):
         raise ValueError(f"times must fall, as fractions[j] is of those that live at times[j], got {times}.")
     plan = Pruned(times, survivors_of(num_particles, fractions))
-    return Beam(Single(Look(model, reward, value=value), kernel or DDIM(eta=1.0)), plan, num_particles, chunk)
+    look = look_at(model, reward, shape, value=value)
+    return Beam(Single(look, kernel or DDIM(eta=1.0)), plan, num_particles, chunk)
 
 
 def survivors_of(num: int, fractions: tuple[float, ...]) -> tuple[int, ...]:
@@ -167,7 +163,8 @@ def rbf(
     """
     if trained_on is not None:
         model = Reschedule(model, trained_on, sampled_on or VPLinear())
-    return RBF(_look(model, reward, guidance, value), kernel or FlowSDE(diffusion=Rising()), grid, guidance, initial)
+    look = look_at(model, reward, shape, guidance, value)
+    return RBF(look, kernel or FlowSDE(diffusion=Rising()), grid, guidance, initial)
 
 
 def _svdd_nfe(num_steps: int, num_particles: int) -> int:

@@ -6,8 +6,7 @@ from typing import Any
 
 from ntrk_jax.core import Denoiser, Guidance, Kernel, Reward, Step
 from ntrk_jax.kernels import DDIM
-from ntrk_jax.look import Look
-from ntrk_jax.methods.entry import Entry
+from ntrk_jax.methods.entry import Entry, look_at
 from ntrk_jax.samplers import DTS
 from ntrk_jax.typing import Scalar
 
@@ -37,7 +36,7 @@ def dts(
     if num_levels is None:
         rows = grid.num_steps
         num_levels = max((n for n in range(1, 6) if rows % n == 0 and rows >= 2 * n), default=1)
-    look = Look(model, reward, grad=getattr(guidance, "needs_grad", False))
+    look = look_at(model, reward, shape, guidance)
     numbers = temperature, tempering, widening, power, exploration
     return DTS(look, kernel or DDIM(eta=1.0), grid, guidance, *numbers, num_levels, num_rollouts)
 

@@ -11,8 +11,7 @@ from ntrk_jax.arguments import require_temperature
 from ntrk_jax.core import Denoiser, Guidance, Kernel, Reward
 from ntrk_jax.guidance import FirstOrder, Reweighted
 from ntrk_jax.kernels import FlowODE
-from ntrk_jax.look import Look
-from ntrk_jax.methods.entry import Entry
+from ntrk_jax.methods.entry import Entry, look_at
 from ntrk_jax.samplers import Single
 from ntrk_jax.typing import Scalar
 
@@ -38,7 +37,7 @@ def flow_monte_carlo(
     if samples is None:
         samples = _drawn(model, num_samples, shape)
     rewards = jax.vmap(reward)(jnp.asarray(samples)) if rewards is None else rewards
-    return _flow(model, reward, Reweighted(samples, rewards, _inverse(temperature)), kernel)
+    return _flow(model, reward, shape, Reweighted(samples, rewards, _inverse(temperature)), kernel)
 
 
 def flow_first_order(
@@ -55,7 +54,7 @@ def flow_first_order(
 
     spread: the standard deviation of the data. covariance: (x, alpha, sigma) -> Cov(x_0 | x_t), where it is known.
     """
-    return _flow(model, reward, FirstOrder(_inverse(temperature), spread, 0.0, covariance), kernel)
+    return _flow(model, reward, shape, FirstOrder(_inverse(temperature), spread, 0.0, covariance), kernel)
 
 
 def flow_damped(
@@ -74,7 +73,7 @@ def flow_damped(
     curvature: k; None reads the mean curvature of a linear or quadratic reward.
     """
     k = _curvature(reward) if curvature is None else curvature
-    return _flow(model, reward, FirstOrder(_inverse(temperature), spread, k, covariance), kernel)
+    return _flow(model, reward, shape, FirstOrder(_inverse(temperature), spread, k, covariance), kernel)
 
 
 def _inverse(temperature: Scalar) -> Scalar:
@@ -83,8 +82,8 @@ def _inverse(temperature: Scalar) -> Scalar:
     return 1.0 / temperature
 
 
-def _flow(model: Denoiser, reward: Reward, rule: Guidance, kernel: Kernel | None) -> Single:
-    return Single(Look(model, reward), kernel or FlowODE(), rule)
+def _flow(model: Denoiser, reward: Reward, shape: tuple[int, ...], rule: Guidance, kernel: Kernel | None) -> Single:
+    return Single(look_at(model, reward, shape), kernel or FlowODE(), rule)
 
 
 def _drawn(model: Any, num: int, shape: tuple[int, ...]) -> Any:

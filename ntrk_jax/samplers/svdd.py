@@ -18,7 +18,7 @@ import numpy as np
 from ntrk_jax.arguments import require_count
 from ntrk_jax.core import Evals, Guidance, Info, Kernel, Lookahead, State, Status, Step, Stream, algebra_dtype
 from ntrk_jax.look import Look
-from ntrk_jax.move import move
+from ntrk_jax.move import aim, draw_from, move
 from ntrk_jax.samplers.population import any_bits, hopeful, siblings, total
 from ntrk_jax.samplers.single import Single
 from ntrk_jax.tree import is_concrete, pytree, static
@@ -45,8 +45,8 @@ class SVDD:
     Shapes: x [*shape]. `state.log_weights` [] is as in `Single`: with it, `state.log_weights + state.look.value /
         temperature` is the log importance weight of the path for the tilted law, whose mean is Z for every M (0
         for argmax and for a rule without an exact density, which have no such weight).
-    Cost per step: M looks at once, and what the rule declares M times. On the last row, where all candidates coincide,
-        one reward: 1 + M (num_steps - 1) NFE.
+    Cost per step: M looks at once, and the rule once, as all candidates have one parent. On the last row, where all
+        coincide, one reward: 1 + M (num_steps - 1) NFE.
     Density: the tilted law as M and the steps grow, for an exact value and a categorical choice; argmax has no limit.
     Status: the flags of all candidates; one whose reward or x0 is not finite is chosen only if all are so (the first);
         a reward of -inf counts as the lowest other one until the end, so that one of 0 and -inf steers nothing
@@ -114,11 +114,12 @@ class SVDD:
 
     def _choose(self, key: Key, look: Lookahead, step: Step) -> tuple[Lookahead, Array, Evals, Array]:
         num = self.num_particles
+        aimed = aim(key, look, step, self.kernel, self.guidance, self.look)
 
         def candidate(key: Key, z: Array) -> tuple[Any, ...]:
-            moved, rule_evals = move(key, look, step, self.kernel, self.guidance, self.look, z=z)
+            moved = draw_from(key, aimed, look.x, z)
             seen, evals, status = self.look(jax.random.fold_in(key, Stream.LOOK), moved.x, step.s)
-            return seen, moved.log_ratio, evals + rule_evals, status | moved.status
+            return seen, moved.log_ratio, evals, status | moved.status
 
         z = jax.random.normal(key, (num, *look.x.shape), algebra_dtype(look.x))
         seen, ratio, evals, status = jax.vmap(candidate)(siblings(key, num), z)
@@ -134,7 +135,7 @@ class SVDD:
             weight = jnp.where(jnp.any(usable), mean - level[index], jnp.zeros_like(mean))
             lost = jnp.any(known) & ~jnp.any(usable)  # at a temperature so low that no level is a number
             status |= jnp.where(lost, jnp.int32(Status.DEAD_WEIGHTS), jnp.int32(0))
-        spent = total(evals)
+        spent = total(evals) + aimed.tilt.evals
         return jax.tree.map(lambda a: a[index], seen), self._weight(weight), spent, any_bits(status)
 
     def _weight(self, log_ratio: Array) -> Array:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_count, require_probability
+from ntrk_jax.arguments import as_shape, require_count, require_probability
 from ntrk_jax.core import algebra_dtype
 from ntrk_jax.tree import derived, is_concrete, pytree, static
 from ntrk_jax.typing import Array, Key, Scalar
@@ -106,7 +106,7 @@ class TypicalSet:
 
     def __post_init__(self) -> None:
         """Check the fields and make the tables."""
-        shape = (self.shape,) if isinstance(self.shape, int) else tuple(int(n) for n in self.shape)
+        shape = as_shape(self.shape)
         object.__setattr__(self, "shape", shape)
         if not shape or min(shape) < 1:
             raise ValueError(f"TypicalSet needs a shape with sides of at least 1, got {shape}; pass e.g. (64, 64, 4).")
