@@ -11,7 +11,7 @@ from test_cli_main import invoke, quick_compilation, refused
 
 import ntrk_jax as nk
 from ntrk_jax.cli import compare_report, compare_study, figures
-from ntrk_jax.cli.build import Choices
+from ntrk_jax.cli.build import Choices, build
 from ntrk_jax.cli.compare_judges import DigitsJudge, ExactJudge, key_of
 from ntrk_jax.cli.compare_report import compare_table, markdown
 from ntrk_jax.cli.compare_runs import Budget, Draws, Program, make, rows_for
@@ -51,6 +51,19 @@ def digits(tmp_path_factory):
     result = invoke("compare", *args, "--methods", "ntrk,exact")
     assert result.exit_code == 0, result.output
     return out, result, json.loads((out / "report.json").read_text())
+
+
+def test_what_takes_the_data_for_gaussian_is_told_their_spread(das9):
+    task, digits = problem("das9"), problem("digits")
+    told = {entry["method"]: entry["settings"].get("spread") for entry in das9[2]["summary"]}
+    assert told == {"exact": None, "fk": None, "dps": None, "pigdm": task.spread()}
+    means, weights = (np.asarray(a, np.float64) for a in (task.law.means, task.law.weights))
+    between = weights @ (means - weights @ means) ** 2
+    within = weights @ np.asarray([np.diag(cov) for cov in task.law.covs])
+    assert task.spread() == pytest.approx(np.mean(between + within) ** 0.5, rel=0.05)
+    assert build("pigdm", task, Choices()).look.value.spread == task.spread()
+    assert build("pigdm", task, Choices(extra=("spread=2",))).look.value.spread == 2
+    assert build("flow_first_order", digits, Choices()).guidance.spread == pytest.approx(0.54, abs=0.01)
 
 
 def test_the_schema_of_the_report(das9):

@@ -132,6 +132,18 @@ def test_traces_with_the_shapes_and_dtypes_of_its_input(name, dtype, shape):
     assert [(a.shape, a.dtype) for a in jax.tree.leaves(after)] == [(a.shape, a.dtype) for a in jax.tree.leaves(state)]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_without_vmap_is_refused(name):
+    """Not summed into one sample; nor is an image cut into particles."""
+    sampler = build(name, SHAPES["image"])
+    x = noise(name, SHAPES["image"], jnp.float32)
+    wrong = [x[:, 0], x[0, :, 0]] if nk.methods.CATALOGUE[name].population else [x, x[0, 0]]
+    over = rows(sampler)
+    for given in wrong:
+        with pytest.raises(ValueError, match=r"built for samples of shape \(4, 4, 2\)|\[num_particles=4, \*shape\]"):
+            jax.eval_shape(lambda x: nk.run(sampler, jax.random.key(0), x, over), given)
+
+
 @pytest.mark.devices(BATCH)
 @pytest.mark.parametrize("name", rest_slow(NAMES, lambda name: name in KINDS))
 def test_goes_into_shard_map(name):

@@ -157,6 +157,16 @@ def test_weights_of_svdd_paths_give_the_normaliser_for_any_number_of_candidates(
     assert unweighted.mean() > 1.2  # negative control: the choice tilts
 
 
+def test_candidates_of_one_parent_share_its_rule_and_are_counted_so():
+    calls, rewards = nk.models.Counter(), nk.models.Counter()
+    counted = nk.Look(nk.models.Counted(Shrink(), calls), nk.models.Counted(Near(), rewards))
+    state, _ = ONE(SVDD(counted, KERNEL, nk.guidance.MPGD(0.1), num_particles=3), jax.random.key(0), noise(), steps())
+    rows = steps().num_steps
+    looks = 1 + 3 * (rows - 1)
+    assert [int(n) for n in state.evals] == [looks, 0, looks + 1 + rows, rows]
+    assert [int(n) for n in state.evals] == [calls.forward, calls.vjp, rewards.forward, rewards.vjp]
+
+
 def test_svdd_tends_to_the_tilted_law_and_argmax_does_not():
     mixture = nk.targets.GaussianMixture(
         jnp.array([0.7, 0.3]), jnp.array([[-1.5], [1.5]]), jnp.array([[[0.3]], [[0.1]]])
