@@ -53,10 +53,20 @@ def digits(tmp_path_factory):
     return out, result, json.loads((out / "report.json").read_text())
 
 
-def test_what_takes_the_data_for_gaussian_is_told_their_spread(das9):
+def test_what_takes_the_data_for_gaussian_is_told_their_spread_and_tuned(das9):
     task, digits = problem("das9"), problem("digits")
-    told = {entry["method"]: entry["settings"].get("spread") for entry in das9[2]["summary"]}
-    assert told == {"exact": None, "fk": None, "dps": None, "pigdm": task.spread()}
+    entries = {entry["method"]: entry for entry in das9[2]["summary"]}
+    tries = entries["pigdm"]["tries"]
+    assert {round(one["strength"] / task.spread(), 6) for one in tries} > {0.1, 0.3, 1.0}
+    best = min(tries, key=lambda one: one["sw2"])["strength"]
+    assert entries["pigdm"]["settings"] == {
+        "num_steps": 50,
+        "num_particles": None,
+        "temperature": "default",
+        "spread": best,
+    }
+    assert f"| pigdm | spread {best:.3g} |" in markdown(das9[2])
+    assert not any("spread" in entries[name]["settings"] for name in ("exact", "fk", "dps"))
     means, weights = (np.asarray(a, np.float64) for a in (task.law.means, task.law.weights))
     between = weights @ (means - weights @ means) ** 2
     within = weights @ np.asarray([np.diag(cov) for cov in task.law.covs])
@@ -120,7 +130,7 @@ def test_the_strength_is_the_best_of_those_tried(das9):
 
 
 def test_halvings_come_nearer_to_the_best_strength(monkeypatch):
-    monkeypatch.setattr(compare_study, "_made", lambda name, task, judge, plan, strength: strength)
+    monkeypatch.setattr(compare_study, "_made", lambda name, task, judge, plan, option, strength: strength)
 
     class Judge:
         score = staticmethod(lambda measured: (0, measured["off"]))
@@ -128,10 +138,10 @@ def test_halvings_come_nearer_to_the_best_strength(monkeypatch):
         def __call__(self, draws, seed, tuning):
             return {"off": abs(np.log(draws / 0.0437))}
 
-    off = []
+    off, dial = [], compare_study.Dial("strength", (0.1, 0.3, 1.0, 3.0), 0.0, np.inf)
     for halvings in (1, 4):
         plan = Plan(Budget(nfe=1), 1, (0,), halvings=halvings)
-        _, tries = compare_study._tuned("dps", None, Judge(), plan, None, lambda made, key: (made, 0.0))
+        _, tries = compare_study._tuned("dps", None, Judge(), plan, None, lambda made, key: (made, 0.0), dial)
         off.append(min(one["off"] for one in tries))
     assert off[1] < 0.5 * off[0]
 

@@ -25,8 +25,9 @@ _RULES = {
     ),
     "tuning": (
         "those listed in a method's catalogue row, NTRK's included; beyond them while the best is at an end (three "
-        "more at most); then half a step to either side; the best one on draws of a seed that is not reported. Methods "
-        "that list none run at their defaults. Best: "
+        "more at most); then half a step to either side; the best one on draws of a seed that is not reported. Of "
+        "methods that list none and take the data for Gaussian the spread is tried, the others run at their defaults. "
+        "Best: "
     ),
 }
 
@@ -68,8 +69,9 @@ def compare(**options: Any) -> None:  # fmt: skip
 
     Strengths are chosen by one rule for every method: those listed in its catalogue row are tried, beyond them while
     the best is at an end (three more at most), then half a step to either side; the best one on draws of a seed that is
-    not reported is taken. Best is the smallest sliced W2 to exact draws; on the digits, the highest mean of target and
-    held-out reward at a distance to real digits of at most 1.2 times the base sampler's.
+    not reported is taken. Of a method that takes the data for Gaussian their spread is chosen so. Best is the smallest
+    sliced W2 to exact draws; on the digits, the highest mean of target and held-out reward at a distance to real digits
+    of at most 1.2 times the base sampler's.
 
     Methods that cannot serve the target (gradients of a cliff, say) are left out with a line that says why.
     """

@@ -7,8 +7,8 @@ that is not reported. Best means
 - on the digits: the highest mean of target and held-out reward among strengths at which the mean distance to the
   nearest real digit is at most 1.2 times the base sampler's at 25 rows; if there is none, the smallest such distance.
 
-A method whose row lists none runs at its defaults, and one that takes the data for Gaussian is told their standard
-deviation. A temperature names the law that is aimed at: where that is known it is 1 for every method whose row lists no
+A method whose row lists none runs at its defaults; of one that takes the data for Gaussian their standard deviation is
+chosen. A temperature names the law that is aimed at: where that is known it is 1 for every method whose row lists no
 others (that of `svdd` does, which samples that law at none); on the digits, where rewards are all that counts, it is
 tuned like a strength.
 """

@@ -37,8 +37,11 @@ def _with_error(entry: dict[str, Any], name: str, digits: int) -> str:
 
 
 def _setting(entry: dict[str, Any]) -> str:
-    """The strength or temperature."""
-    value = entry["settings"].get("strength", entry["settings"].get("temperature"))
+    """The strength or temperature, or the spread that the data are taken to have."""
+    settings = entry["settings"]
+    value = settings.get("strength", settings.get("temperature"))
+    if value == "default" and "spread" in settings:
+        return f"spread {settings['spread']:.3g}"
     return "" if value is None else value if isinstance(value, str) else f"{value:.3g}"
 
 

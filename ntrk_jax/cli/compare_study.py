@@ -2,7 +2,8 @@
 
 Strengths are tried as the method's catalogue row lists them; while the best is at an end of what was tried, one more
 beyond it at the same ratio, three at most; then half a step to either side of the best, and, of `Plan.halvings` more
-than one, a quarter, an eighth ...
+than one, a quarter, an eighth ... Of a method that lists none and takes the data for Gaussian the standard deviation is
+tried, from a tenth of the data's up: that of what a mixture is made of may serve it better.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ __all__ = ["Outcome", "Plan", "compare_method", "judge_for", "refusal", "summary
 Judge = ExactJudge | DigitsJudge
 
 _BEYOND = 3
+_SPREADS = (0.1, 0.3, 1.0)
+"""Of the data's own."""
 
 
 class Plan(NamedTuple):
@@ -36,6 +39,15 @@ class Plan(NamedTuple):
     kernel: str | None = None
     value: str = "plug-in"
     halvings: int = 1
+
+
+class Dial(NamedTuple):
+    """The option of a method that is tuned, what is tried of it, and its range, low <= value < high."""
+
+    option: str
+    tries: tuple[float, ...]
+    low: float
+    high: float
 
 
 class Outcome(NamedTuple):
@@ -61,7 +73,7 @@ def compare_method(name: str, task: Named, judge: Judge, plan: Plan, progress: P
         BadInput: in one line, if the method cannot serve this target or this budget.
     """
     progress = progress or Progress(0, quiet=True)
-    made = _made(name, task, judge, plan, None)
+    made, dial = _made(name, task, judge, plan), _dial(name, task, judge)
     progress.say(f"compiling {name}")
     try:
         program = Program(made, task, plan.num, judge.asked)
@@ -70,7 +82,7 @@ def compare_method(name: str, task: Named, judge: Judge, plan: Plan, progress: P
     tries = []
     if plan.tune:
         progress.say(f"tuning {name}")
-        made, tries = _tuned(name, task, judge, plan, made, program)
+        made, tries = _tuned(name, task, judge, plan, made, program, dial)
         progress.advance(f"{name}, tuned" if tries else f"{name}, at its defaults")
     rows, first = [], None
     for seed in plan.seeds:
@@ -81,10 +93,10 @@ def compare_method(name: str, task: Named, judge: Judge, plan: Plan, progress: P
     assert first is not None
     settings = {"num_steps": made.num_steps, "num_particles": made.num_particles}
     entry = nk.methods.CATALOGUE.get(name)
-    if entry is not None and entry.strength is not None:
-        best = min(tries, key=lambda one: one["score"]) if tries else None
-        settings[entry.strength] = best["strength"] if best else "default"
-    settings |= {} if entry is None else told(entry, task)
+    if entry is not None:
+        settings |= ({entry.strength: "default"} if entry.strength else {}) | told(entry, task)
+    if dial is not None and tries:
+        settings[dial.option] = min(tries, key=lambda one: one["score"])["strength"]
     return Outcome(name, rows, settings, tries, program.compile_seconds, first)
 
 
@@ -97,37 +109,48 @@ def refusal(name: str, task: Named, plan: Plan) -> str | None:
     return None
 
 
-def _made(name: str, task: Named, judge: Judge, plan: Plan, strength: float | None) -> Made:
-    choices = Choices(kernel=plan.kernel, value=plan.value)
+def _dial(name: str, task: Named, judge: Judge) -> Dial | None:
+    """What is tuned of a method, or None."""
     entry = nk.methods.CATALOGUE.get(name)
-    if strength is not None and entry is not None and entry.strength is not None:
-        choices = choices._replace(**{entry.strength: strength})
+    if entry is None:
+        return None
+    listed = entry.tries or (judge.temperatures if entry.strength == "temperature" else ())
+    if entry.strength is not None and listed:
+        return Dial(entry.strength, listed, entry.low, entry.high)
+    tries = tuple(share * spread for spread in told(entry, task).values() for share in _SPREADS)
+    return Dial("spread", tries, 1e-30, float("inf")) if tries else None
+
+
+def _made(name: str, task: Named, judge: Judge, plan: Plan, option: str | None = None, value: float = 1.0) -> Made:
+    choices = Choices(kernel=plan.kernel, value=plan.value)
+    if option is not None:
+        known = option in Choices._fields
+        choices = choices._replace(**{option: value} if known else {"extra": (f"{option}={value!r}",)})
     return make(name, task, judge.tilted, plan.budget, choices)
 
 
 def _tuned(
-    name: str, task: Named, judge: Judge, plan: Plan, made: Made, program: Program
+    name: str, task: Named, judge: Judge, plan: Plan, made: Made, program: Program, dial: Dial | None
 ) -> tuple[Made, list[dict[str, Any]]]:
     """The sampler at the best of the method's strengths, and what each of them scored."""
-    entry, seed = nk.methods.CATALOGUE.get(name), plan.seeds[0]
-    listed = () if entry is None else entry.tries or (judge.temperatures if entry.strength == "temperature" else ())
-    if entry is None or not listed:
+    seed = plan.seeds[0]
+    if dial is None:
         return made, []
     tried: dict[float, tuple[tuple[int, float], Made, dict[str, Any]]] = {}
 
     def attempt(strength: float) -> None:
-        if entry.low <= strength < entry.high and strength not in tried:
-            one = _made(name, task, judge, plan, strength)
+        if dial.low <= strength < dial.high and strength not in tried:
+            one = _made(name, task, judge, plan, dial.option, strength)
             measured = judge(program(one, key_of(seed, tuning=True))[0], seed, tuning=True)
             tried[strength] = (judge.score(measured), one, measured)
 
     def best() -> float:
         return min(tried, key=lambda strength: tried[strength][0])
 
-    for strength in listed:
+    for strength in dial.tries:
         attempt(strength)
-    low, high = min(listed), max(listed)
-    ratio = (high / low) ** (1.0 / (len(listed) - 1)) if high > low else 10**0.5
+    low, high = min(dial.tries), max(dial.tries)
+    ratio = (high / low) ** (1.0 / (len(dial.tries) - 1)) if high > low else 10**0.5
     for _ in range(_BEYOND):
         attempt(best() * ratio if best() == max(tried) else best() / ratio if best() == min(tried) else best())
     for _ in range(plan.halvings):
