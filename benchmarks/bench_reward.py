@@ -7,7 +7,7 @@ Every method of the catalogue, at every budget tuned anew by the rule of `ntrk c
 with the highest mean of target and held-out reward, on a seed that is not reported, at a distance to the nearest real
 digit of at most 1.2 times the base sampler's. With --halvings K > 1 strengths are tuned more finely, up to that limit.
 The budget is the number of model evaluations of one returned sample; gradients are counted beside it. One JSON line a
-method and budget, then a table in Markdown, and a verdict. The rule does not look at variety; the lines do: `spread` is
+method and budget, then a table in Markdown, and a verdict. The rule does not look at variety; the lines do: `variety` is
 the mean distance between two samples of the same digit.
 """
 
@@ -45,13 +45,13 @@ def curve(names, budgets, num, seeds, first, halvings=1, checkpoint=None):
                 report("reward", name, budget=nfe, left_out=why)
                 continue
             entry = summary_of([outcome])[0]
-            entry["mean"]["spread"] = float(np.mean(spread(outcome.first.x, asked)))
+            entry["mean"]["variety"] = float(np.mean(spread(outcome.first.x, asked)))
             found.setdefault(name, {})[nfe] = entry
             mean, error = entry["mean"], entry["standard_error"]
             report(
                 "reward", name, budget=nfe, **entry["settings"], nfe=mean["nfe"], gradients=mean["model_vjp"],
                 target=mean["mean_reward"], held_out=mean["held_out"], distance_ratio=mean["distance_ratio"],
-                spread=mean["spread"],
+                variety=mean["variety"],
                 target_error=error["mean_reward"], held_out_error=error["held_out"], seconds=mean["seconds"],
                 compile_seconds=entry["seconds_to_compile"],
             )  # fmt: skip

@@ -13,6 +13,7 @@ itself, costs no model call and gives the true final reward.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -23,7 +24,7 @@ from ntrk_jax.typing import Array, Key, Sample, Scalar
 __all__ = [
     "Denoiser", "Evals", "Gaussian", "Guidance", "Info", "Kernel", "Lookahead", "Move", "Resampler",
     "Reward", "Sampler", "State", "Status", "Step", "Stream", "Tilt", "Value", "Whitening", "algebra_dtype",
-    "over_largest", "root", "soft_mean",
+    "fused", "over_largest", "root", "soft_mean",
 ]  # fmt: skip
 
 
@@ -261,6 +262,11 @@ def over_largest(x: Array) -> Array:
     return x / jnp.where(largest > 0, largest, jnp.ones_like(largest))
 
 
+fused = partial(jax.jit, inline=True)
+"""One program where a function is called by itself, and no seam where it is called inside of one."""
+
+
+@fused
 def soft_mean(values: Array, temperature: Scalar, log_weights: Array) -> Array:
     """Temperature times log sum_i w_i exp(values_i / temperature), [num] -> [], for weights that sum to 1.
 

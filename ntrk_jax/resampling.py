@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import refuse_class
-from ntrk_jax.core import Step, algebra_dtype
+from ntrk_jax.core import Step, algebra_dtype, fused
 from ntrk_jax.tree import is_concrete, pytree
 from ntrk_jax.typing import Array, Key, Scalar
 from ntrk_jax.varying import vary
@@ -48,11 +48,13 @@ def alive(log_weights: Array) -> Array:
     return jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
 
 
+@fused
 def log_mean_exp(log_weights: Array) -> Array:
     """log(mean(exp(log_weights))), []: at the end of a run the estimate of log Z. Not finite weights count as zero."""
     return jax.nn.logsumexp(alive(log_weights)) - float(np.log(log_weights.shape[0]))
 
 
+@fused
 def ess(log_weights: Array) -> Array:
     """The effective sample size (sum w)^2 / sum w^2, []: K for equal weights, 1 for one that carries all, 0 for none.
 
@@ -72,6 +74,7 @@ def reindex(tree: Any, log_weights: Array, ancestors: Array) -> tuple[Any, Array
     return jax.tree.map(lambda a: a[ancestors], tree), level.astype(log_weights.dtype)
 
 
+@fused
 def _probabilities(log_weights: Array) -> Array:
     """Normalised weights [K]; uniform where all are dead."""
     safe = alive(log_weights)
@@ -81,6 +84,7 @@ def _probabilities(log_weights: Array) -> Array:
     return weights / jnp.sum(weights)
 
 
+@fused
 def _invert(probabilities: Array, positions: Array) -> Array:
     """The particle whose share of [0, 1) holds each position; never one of weight zero."""
     edges = jnp.cumsum(probabilities)
@@ -106,69 +110,67 @@ def _parents(scheme: Scheme, key: Key, log_weights: Array) -> Array:
     return jnp.where(some, parents, jnp.arange(parents.shape[0], dtype=parents.dtype))
 
 
-def _apply(scheme: Scheme, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
-    parents = _parents(scheme, key, log_weights)
-    return *reindex(tree, log_weights, parents), parents
+class _Resampling:
+    """A scheme is a resampler by itself."""
+
+    ancestors: Any
+
+    def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
+        """Resample: the re-indexed tree, equal log-weights, the parents."""
+        parents = _parents(self, key, log_weights)
+        return *reindex(tree, log_weights, parents), parents
 
 
 @pytree
-class Multinomial:
+class Multinomial(_Resampling):
     """K independent draws in proportion to the weights.
 
     Cost: K searches. References: Gordon, Salmond, Smith 1993.
     """
 
+    @fused
     def ancestors(self, key: Key, log_weights: Array) -> Array:
         """The parent of each new particle, [K]."""
         positions = jax.random.uniform(key, log_weights.shape, algebra_dtype(log_weights))
         return _invert(_probabilities(log_weights), positions)
 
-    def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
-        """Resample: the re-indexed tree, equal log-weights, the parents."""
-        return _apply(self, key, log_weights, tree)
-
 
 @pytree
-class Stratified:
+class Stratified(_Resampling):
     """One independent draw in each of K equal strata.
 
     Cost: K searches. References: Kitagawa 1996.
     """
 
+    @fused
     def ancestors(self, key: Key, log_weights: Array) -> Array:
         """The parent of each new particle, [K], ascending."""
         num = log_weights.shape[0]
         inside = jax.random.uniform(key, (num,), algebra_dtype(log_weights))
         return _invert(_probabilities(log_weights), (jnp.arange(num, dtype=inside.dtype) + inside) / num)
 
-    def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
-        """Resample: the re-indexed tree, equal log-weights, the parents."""
-        return _apply(self, key, log_weights, tree)
-
 
 @pytree
-class Systematic:
+class Systematic(_Resampling):
     """K evenly spaced positions with one random offset: n_i is floor(K w_i) or floor(K w_i) + 1.
 
     Cost: one draw and K searches. References: Carpenter, Clifford, Fearnhead 1999.
     """
 
+    @fused
     def ancestors(self, key: Key, log_weights: Array) -> Array:
         """The parent of each new particle, [K], ascending."""
         return systematic(key, log_weights, log_weights.shape[0])
 
-    def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
-        """Resample: the re-indexed tree, equal log-weights, the parents."""
-        return _apply(self, key, log_weights, tree)
-
 
 @pytree
-class Residual:
+class Residual(_Resampling):
     """Each particle gets floor(K w_i) children; the remaining places are drawn from the remainders.
 
     Cost: K searches. References: Liu, Chen 1998.
     """
 
+    @fused
     def ancestors(self, key: Key, log_weights: Array) -> Array:
         """The parent of each new particle, [K]."""
         num = log_weights.shape[0]
@@ -181,13 +183,9 @@ class Residual:
         sure = jnp.repeat(jnp.arange(num, dtype=jnp.int32), counts, total_repeat_length=num)
         return jnp.where(jnp.arange(num) < jnp.sum(counts), sure, drawn)
 
-    def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
-        """Resample: the re-indexed tree, equal log-weights, the parents."""
-        return _apply(self, key, log_weights, tree)
-
 
 @pytree
-class SSP:
+class SSP(_Resampling):
     """The Srinivasan sampling process: n_i is the floor or the ceiling of K w_i, negatively associated.
 
     Two particles with remainders a and b are opened at a time and mass is moved from one to the other, in a direction
@@ -196,6 +194,7 @@ class SSP:
     Cost: K - 1 sequential steps of a scan. References: Gerber, Chopin, Whiteley 2019, arXiv:1708.04221, Algorithm 1.
     """
 
+    @fused
     def ancestors(self, key: Key, log_weights: Array) -> Array:
         """The parent of each new particle, [K], ascending."""
         num = log_weights.shape[0]
@@ -220,10 +219,6 @@ class SSP:
         counts = whole.astype(jnp.int32).at[settled].add(full)
         counts = counts.at[last].add(jnp.maximum(num - jnp.sum(counts, dtype=jnp.int32), 0))
         return jnp.repeat(indices, counts, total_repeat_length=num)
-
-    def __call__(self, key: Key, log_weights: Array, tree: Any) -> tuple[Any, Array, Array]:
-        """Resample: the re-indexed tree, equal log-weights, the parents."""
-        return _apply(self, key, log_weights, tree)
 
 
 @pytree

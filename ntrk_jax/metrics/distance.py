@@ -11,6 +11,7 @@ how far, and no sampler can be expected below it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_count
-from ntrk_jax.core import algebra_dtype, root
+from ntrk_jax.core import algebra_dtype, fused, root
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Key, Scalar
 
@@ -51,6 +52,11 @@ def sliced_wasserstein(key: Key, x: Array, y: Array, *, num_projections: int = 1
     require_count(num_projections=num_projections)
     if not 1 <= order < np.inf:
         raise ValueError(f"order must be at least 1 and finite, got {order}.")
+    return _sliced(key, x, y, num_projections, float(order))
+
+
+@partial(fused, static_argnums=(3, 4))
+def _sliced(key: Key, x: Array, y: Array, num_projections: int, order: float) -> Array:
     directions = jax.random.normal(key, (num_projections, x.shape[1]), x.dtype)
     directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
     left, right, widths = _coupling(x.shape[0], y.shape[0])
@@ -100,12 +106,17 @@ def mmd(x: Array, y: Array, *, bandwidth: Scalar | None = None) -> Array:
     n, m = x.shape[0], y.shape[0]
     if min(n, m) < 2:
         raise ValueError(f"mmd needs at least two samples of each kind, got {n} and {m}.")
-    pooled = jnp.concatenate([x, y])
+    if is_concrete(bandwidth) and bandwidth is not None and not np.all(np.asarray(bandwidth) > 0):
+        raise ValueError(f"bandwidth must be positive, got {bandwidth}.")
+    return _mmd(x, y, bandwidth)
+
+
+@fused
+def _mmd(x: Array, y: Array, bandwidth: Scalar | None) -> Array:
+    n, m, pooled = x.shape[0], y.shape[0], jnp.concatenate([x, y])
     if bandwidth is None:
         spread = root(jnp.sum(jnp.var(pooled, axis=0)))
         bandwidth = jnp.where(spread == 0, jnp.ones_like(spread), spread)
-    elif is_concrete(bandwidth) and not np.all(np.asarray(bandwidth) > 0):
-        raise ValueError(f"bandwidth must be positive, got {bandwidth}.")
     x, y = x - jnp.mean(pooled, axis=0)[None], y - jnp.mean(pooled, axis=0)[None]
     scales = jnp.asarray([0.5, 1.0, 2.0], x.dtype) * jnp.asarray(bandwidth, x.dtype)
 

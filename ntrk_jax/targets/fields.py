@@ -16,6 +16,7 @@ Sums over all frequencies are taken over the half that a real transform keeps, e
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_temperature
+from ntrk_jax.core import fused
 from ntrk_jax.targets import tilted
 from ntrk_jax.tree import derived, pytree, static
 from ntrk_jax.typing import Array, Key, Sample, Scalar
@@ -95,6 +97,7 @@ class PowerLawField:
         """The mean, [*shape]."""
         return jnp.broadcast_to(jnp.asarray(self.centre, self.spectrum.dtype), self.shape)
 
+    @partial(fused, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
         """Draws, [num, *shape]."""
         z = jax.random.normal(key, (num, *self.shape), self.spectrum.dtype)
@@ -104,6 +107,7 @@ class PowerLawField:
         """The log-density of one clean sample, []."""
         return self.log_prob_at(x, 1.0, 0.0)
 
+    @fused
     def log_prob_at(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Array:
         """The log-density of the law of x_t = alpha x_0 + sigma z at x, []."""
         off, spectrum, alpha, sigma = self._inputs(x, alpha, sigma)
@@ -126,6 +130,7 @@ class PowerLawField:
         centre = self._posterior_mean(*inputs)
         return PowerLawField(self.shape, self.exponent, self.scale, centre, precision)
 
+    @partial(fused, static_argnames="num")
     def posterior_draws(self, key: Key, x: Sample, alpha: Scalar, sigma: Scalar, num: int) -> tuple[Array, Array]:
         """Draws of x_0 given x_t = x, [num, *shape], differentiable in x, and log-weights 0, [num]."""
         off, spectrum, alpha, sigma = self._inputs(x, alpha, sigma)
@@ -187,6 +192,7 @@ class PowerLawField:
         image = image * gain.astype(image.dtype)
         return jnp.fft.irfft2(image, s=self.shape[:2], axes=(0, 1), norm="ortho").reshape(self.shape)
 
+    @fused
     def _posterior_mean(self, off: Array, spectrum: Array, alpha: Array, sigma: Array) -> Array:
         """E[x_0 | x_t] from off = x - alpha mean; through (x + sigma^2 score) / alpha where alpha > sigma."""
         clean, spread = alpha > sigma, alpha**2 * spectrum + sigma**2

@@ -13,6 +13,7 @@ differences only: nothing large cancels where alpha is small.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_temperature
+from ntrk_jax.core import fused
 from ntrk_jax.targets import tilted
 from ntrk_jax.targets.checks import check_values
 from ntrk_jax.targets.observed import LowRankValue, observe, seen_reward, value_of
@@ -112,6 +114,7 @@ class LowRankMixture:
         """The mean of the mixture, [d]."""
         return contract("k,ki->i", self.weights, self.means)
 
+    @partial(fused, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
         """Draws, [num, d]."""
         which, noise = jax.random.split(key)
@@ -123,6 +126,7 @@ class LowRankMixture:
         """The log-density of one clean sample, []."""
         return self.log_prob_at(x, 1.0, 0.0)
 
+    @fused
     def log_prob_at(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Array:
         """The log-density of the law of x_t = alpha x_0 + sigma z at x, []."""
         x, alpha, sigma = self._inputs(x, alpha, sigma)
@@ -140,6 +144,7 @@ class LowRankMixture:
         mean = given.anchor + contract("k,ki->i", jnp.exp(given.log_weights), given.means - given.anchor[None])
         return tilted.like(mean, x)
 
+    @fused
     def condition(self, x: Sample, alpha: Scalar, sigma: Scalar) -> _Given:
         """The law of x_0 given x_t = x, component by component."""
         x, alpha, sigma = self._inputs(x, alpha, sigma)
@@ -160,6 +165,7 @@ class LowRankMixture:
         moved = gains[0] * off + contract("km,mi->ki", along * (gains[1] - gains[0])[None], self.basis.astype(x.dtype))
         return _Given(anchor, logs, start + moved, sigma**2 * variance / wide, sigma**2 * variances / narrow)
 
+    @partial(fused, static_argnames="num")
     def posterior_draws(self, key: Key, x: Sample, alpha: Scalar, sigma: Scalar, num: int) -> tuple[Array, Array]:
         """Draws of x_0 given x_t = x, [num, *shape], and log-weights [num]; as `GaussianMixture.posterior_draws`."""
         which, noise = jax.random.split(key)

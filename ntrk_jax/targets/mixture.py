@@ -15,6 +15,7 @@ max(alpha^2 s + sigma^2), so that weights are exactly the prior's where alpha = 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_temperature
+from ntrk_jax.core import fused
 from ntrk_jax.targets import tilted
 from ntrk_jax.targets.checks import check_positive, check_shapes, check_values
 from ntrk_jax.targets.tilted import all_concrete, contract
@@ -114,6 +116,7 @@ class GaussianMixture:
         within = contract("k,kij->ij", self.weights, self.covs)
         return within + contract("k,ki,kj->ij", self.weights, off, off)
 
+    @partial(fused, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
         """Draws, [num, d], in the dtype of the mixture."""
         which, noise = jax.random.split(key)
@@ -125,6 +128,7 @@ class GaussianMixture:
         """The log-density of one clean sample, []."""
         return self.log_prob_at(x, 1.0, 0.0)
 
+    @fused
     def log_prob_at(self, x: Sample, alpha: Scalar, sigma: Scalar) -> Array:
         """The log-density of the law of x_t = alpha x_0 + sigma z at x, []."""
         x, alpha, sigma = self._inputs(x, alpha, sigma)
@@ -156,11 +160,11 @@ class GaussianMixture:
         vectors = self.eigenvectors.astype(given.x.dtype)
         means = self._posterior_means(given)
         covs = contract("kij,kj,klj->kil", vectors, given.left, vectors)
-        out = object.__new__(GaussianMixture)
-        logs = given.log_weights
+        out, logs = object.__new__(GaussianMixture), given.log_weights
         _fill(out, given.x.dtype, jnp.exp(logs), means, covs, logs, given.left, vectors)
         return out
 
+    @partial(fused, static_argnames="num")
     def posterior_draws(self, key: Key, x: Sample, alpha: Scalar, sigma: Scalar, num: int) -> tuple[Array, Array]:
         """Draws of x_0 given x_t = x, [num, *shape], and log-weights [num] that carry what draws cannot.
 
@@ -172,8 +176,7 @@ class GaussianMixture:
         fixed = jax.lax.stop_gradient(given.log_weights)
         labels = jax.random.categorical(which, fixed, shape=(num,))
         z = jax.random.normal(noise, (num, self.dim), given.x.dtype)
-        vectors = self.eigenvectors.astype(given.x.dtype)
-        draws = _draw(labels, z, self._posterior_means(given), given.left, vectors)
+        draws = _draw(labels, z, self._posterior_means(given), given.left, self.eigenvectors.astype(given.x.dtype))
         return draws.reshape(num, *jnp.shape(x)), (given.log_weights - fixed)[labels]
 
     def tilt(self, reward: Any, temperature: Scalar = 1.0) -> tilted.Tilted:
@@ -288,8 +291,7 @@ def _draw(labels: Array, z: Array, means: Array, values: Array, vectors: Array) 
         draw = mean[None] + contract("nj,ij->ni", z * jnp.sqrt(value)[None], vector)
         return jnp.where((labels == k)[:, None], draw, total), None
 
-    parts = (jnp.arange(means.shape[0]), means, values, vectors)
-    return jax.lax.scan(add, jnp.zeros_like(z), parts)[0]
+    return jax.lax.scan(add, jnp.zeros_like(z), (jnp.arange(means.shape[0]), means, values, vectors))[0]
 
 
 def _fill(mixture: GaussianMixture, dtype: Any, *values: Any) -> None:

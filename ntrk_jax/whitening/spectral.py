@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntrk_jax.arguments import require_count
-from ntrk_jax.core import root
+from ntrk_jax.core import fused, root
 from ntrk_jax.tree import pytree, static
 from ntrk_jax.typing import Array, Key
 from ntrk_jax.whitening.inputs import Prepared, direction, noise_input
@@ -117,6 +117,7 @@ class Spectral:
         """A noise [*shape]: the nearest array whose spectrum meets the constraints."""
         return self._project(noise_input(z, key)).astype(jnp.asarray(z).dtype)
 
+    @fused
     def _project(self, given: Prepared) -> Array:
         x = given.values.reshape(-1)
         n = x.shape[0]
