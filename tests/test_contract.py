@@ -1,9 +1,9 @@
 """The contract that every method of the catalogue keeps, in two precisions and on two shapes.
 
 Compiling is what these tests cost: single precision is run on vectors and bfloat16 on images, and the other two
-combinations are traced, which finds what shapes and dtypes can break. In bfloat16 one method of each kind is run, the
-others with --slow. One program a method and precision serves all tests but one; in single precision it counts the
-evaluations that are really made.
+combinations are traced, which finds what shapes and dtypes can break. In bfloat16 one method of each kind is run, in
+single precision all but those that are another one with other settings; the rest with --slow. One program a method and
+precision serves all tests but one; in single precision it counts the evaluations that are really made.
 """
 
 import jax
@@ -35,6 +35,11 @@ NAMES = nk.methods.names()
 RUN = [("f32", "vector"), ("bf16", "image")]
 TRACED = [("f32", "image"), ("bf16", "vector")]
 KINDS = "base svdd ntrk dps fk dts".split()
+SETTINGS = """
+correlated ddpm edm flow_ode flow_sde svdd_argmax code beam dps_norm dps_squared tds_shift lgd_mc pigdm fk_max fk_sum
+das das_adaptive flow_first_order flow_damped dts_star
+""".split()
+"""Another kernel, choice, value, potential or rule of a class that is run under the name of another method."""
 
 
 def rest_slow(values, kept):
@@ -42,7 +47,11 @@ def rest_slow(values, kept):
     return [value if kept(value) else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-CASES = rest_slow([(n, *how) for n in NAMES for how in RUN], lambda case: case[1] == "f32" or case[0] in KINDS)
+CASES = rest_slow(
+    [(name, *how) for name in NAMES for how in RUN],
+    lambda case: case[0] not in SETTINGS if case[1] == "f32" else case[0] in KINDS,
+)
+DISTINCT = rest_slow(NAMES, lambda name: name not in SETTINGS)
 
 
 @pytest.fixture(params=CASES, ids=lambda c: "-".join(c), scope="module")
@@ -184,7 +193,7 @@ def test_strength_off_is_the_unguided_sampler_bitwise(case):
         np.testing.assert_allclose(actual.look.x.astype(float), expected.look.x.astype(float), **close)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_declared_evaluations_are_those_executed(name):
     x = noise(name, SHAPES["vector"], jnp.float32)
     sampler = made(name, x, SHAPES["vector"], strengths(nk.methods.CATALOGUE[name])[0])
@@ -196,7 +205,7 @@ def test_declared_evaluations_are_those_executed(name):
     assert declared[0] == nk.methods.CATALOGUE[name].nfe(NUM_STEPS, particles(sampler)) * BATCH
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_resumed_equals_uninterrupted(name):
     x = noise(name, SHAPES["vector"], jnp.float32)
     sampler = made(name, x, SHAPES["vector"], strengths(nk.methods.CATALOGUE[name])[0])
