@@ -16,7 +16,7 @@ import numpy as np
 
 from ntrk_jax.arguments import require_count, require_schedule
 from ntrk_jax.core import Step
-from ntrk_jax.schedules import FIRST_TIME, Schedule
+from ntrk_jax.schedules import EDM, FIRST_TIME, Schedule
 from ntrk_jax.tree import is_concrete
 from ntrk_jax.typing import Array, Scalar
 
@@ -244,7 +244,9 @@ def refuse_blind(part: Any, steps: Step) -> Array:
 
 
 def usual(model: Any, schedule: Schedule, num_steps: int) -> Step:
-    """The rows of a uniform grid from pure noise, or from where `noisiest` says."""
+    """The rows of a uniform grid from pure noise, or from where `noisiest` says; on `EDM` those of `karras`."""
+    if isinstance(schedule, EDM):  # equal steps of its noise level are nearly all spent far from the data
+        return grid(schedule, karras(schedule, num_steps))
     return grid(schedule, uniform(num_steps, start=noisiest(model, schedule)))
 
 

@@ -90,12 +90,13 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
 
 
 def resume(
-    sampler: Sampler, key: Key, state: State, steps: Step, record: Record = summary, *, start: int = 0
+    sampler: Sampler, key: Key, state: State, steps: Step, record: Record = summary, *, start: int
 ) -> tuple[State, PyTree]:
     """Continue a run from a state: `steps` are the remaining rows, `start` the index of the first of them.
 
     `resume(sampler, key, state, steps.rows(k), start=k)` after `run(sampler, key, x, steps.rows(0, k))` gives the
-    uninterrupted run's state. Raises ValueError for a state of another sampler.
+    uninterrupted run's state; from another `start` rows would draw the noise of other rows again. Raises ValueError for
+    a state of another sampler.
     """
     _check_key(key)
     _check_grid(steps)

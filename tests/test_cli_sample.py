@@ -12,6 +12,7 @@ from ntrk_jax.batch.draw import draw_one
 from ntrk_jax.cli import figures
 from ntrk_jax.cli.build import Choices, aimed_temperature, build, prepare
 from ntrk_jax.cli.problems import parse, problem
+from ntrk_jax.cli.sample import _parts
 
 PARTICLES = [name for name, entry in nk.methods.CATALOGUE.items() if entry.population or entry.tree] + ["svdd"]
 FAST = ["--target", "skew2", "--method", "base", "--steps", 3, "--num", 6]
@@ -165,6 +166,20 @@ def test_a_residual_may_be_guided_by_its_norm():
 def test_digits(tmp_path):
     got = drawn(tmp_path / "d.npz", "--target", "digits", "--digit", 7, "--method", "base", "--steps", 2, "--num", 3)
     assert got["x"].shape == (3, 8, 8, 1)
+    record, digits = json.loads((tmp_path / "d.json").read_text()), problem("digits").digits
+    held_out = np.mean([digits.judge(7)(x) for x in got["x"]])
+    nearest = [np.min(np.sqrt(np.sum((np.asarray(digits.data) - x) ** 2, axis=(1, 2, 3)))) for x in got["x"]]
+    assert record["held_out_reward"] == pytest.approx(held_out, rel=1e-4)
+    assert record["distance_to_nearest_digit"] == pytest.approx(np.mean(nearest), rel=1e-4)
+
+
+def test_what_is_printed_of_a_method_defines_it():
+    told = {name: _parts(build(name, problem("das9"), Choices())) for name in ("freedom", "lgd_mc", "svdd")}
+    assert "repeats = 2" in told["freedom"]
+    assert "FreeDoM(strength=0.1" in told["freedom"]
+    assert "gamma=1.0, num_samples=4" in told["lgd_mc"]
+    assert all(_parts(build(name, problem("das9"), Choices())).count("value = ") == 1 for name in ("tfg", "lgd_mc"))
+    assert "choice = 'categorical', num_particles = 4" in told["svdd"]
 
 
 @pytest.mark.parametrize("name", sorted(set(nk.methods.names()) - {"dps_norm"}))

@@ -329,4 +329,6 @@ def test_build_time(build, error, message):
 def test_schedules_are_found_through_wrappers():
     model = nk.models.Cast(nk.models.Reschedule(Shrink(), CURVE, STRAIGHT))
     assert nk.methods.lgd_mc(model, bumpy).look.value.schedule == STRAIGHT
+    for given, strength in (({}, 1.0), ({"temperature": 0.1}, 10.0), ({"temperature": 0.1, "strength": 3.0}, 3.0)):
+        assert nk.methods.lgd_mc(model, bumpy, **given).guidance.strength == pytest.approx(strength)
     assert nk.methods.lgd_mc(model, bumpy, schedule=CURVE).look.value.schedule == CURVE

@@ -52,11 +52,26 @@ def test_classifier_free_extrapolates_from_null_to_the_condition(strength, expec
     assert model.num_calls == 2
 
 
+def test_classifier_free_needs_one_number_as_strength():
+    for strength in ("3", lambda step: 3.0):
+        with pytest.raises(TypeError, match="strength must be a number"):
+            ClassifierFree(conditional(None), strength, jnp.asarray(0.0), jnp.asarray(2.0))
+    with pytest.raises(ValueError, match=r"one strength, got shape \(3,\)"):  # arguments in another order
+        ClassifierFree(conditional(None), jnp.zeros(3), 3.0, jnp.ones(3))(jnp.ones(3), 0.3)
+    swept = jax.vmap(lambda s: ClassifierFree(conditional(None), s, jnp.asarray(0.0), jnp.asarray(2.0))(X, 0.3))
+    np.testing.assert_allclose(swept(jnp.array([0.0, 3.0])), [0.5 * X, 0.5 * X + 6.0], rtol=1e-6)
+
+
 def test_classifier_free_needs_a_condition():
     with pytest.raises(ValueError, match="needs a condition"):
         ClassifierFree(conditional(None), 2.0, jnp.asarray(0.0))(jnp.ones(3), 0.3)
     with pytest.raises(ValueError, match="its own condition, which is cond too"):
         ClassifierFree(conditional(jnp.asarray(2.0)), 2.0, None, jnp.asarray(2.0))
+    for wrapped in (Cast(conditional(jnp.asarray(2.0)), "float32"), Counted(conditional(jnp.asarray(2.0)), Counter())):
+        with pytest.raises(ValueError, match="its own condition, which is cond too"):
+            ClassifierFree(wrapped, 2.0, None, jnp.asarray(2.0))
+        with pytest.raises(ValueError, match="its own condition, which is cond too"):
+            ClassifierFree(wrapped, 2.0, None)(jnp.ones(3), 0.3, jnp.asarray(2.0))
     own = ClassifierFree(conditional(jnp.asarray(0.0)), 2.0, None, jnp.asarray(2.0))  # the model's own is the null
     np.testing.assert_allclose(own(jnp.ones(3), 0.3), np.full(3, 4.5))
 

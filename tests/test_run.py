@@ -74,6 +74,8 @@ def test_states_of_other_samplers_are_refused():
         nk.resume(nk.methods.fk(LOOK.model, LOOK.reward, num_particles=4), KEY, half, rows, start=2)
     with pytest.raises(TypeError, match="state must be the state that nk.run or nk.resume gave, got tuple"):
         nk.resume(SAMPLER, KEY, (half, None), rows, start=2)
+    with pytest.raises(TypeError, match="start"):
+        nk.resume(SAMPLER, KEY, half, rows)
 
 
 @pytest.mark.parametrize("rows", [slice(3), slice(None, None, 2), np.array([0, 1, 1, 2, 3, 4])], ids=repr)

@@ -118,6 +118,8 @@ def test_karras_levels_are_the_published_ones():
     np.testing.assert_allclose(80.0 * times, [80.0, middle, 0.002, 0.0], rtol=1e-4)
     assert abs(middle - 2.515) < 0.01
     assert nk.grids.karras(path, 1).shape == (2,)
+    usual = nk.grids.usual(lambda x, t: x, path, 3)  # uniform times would be 80, 53 and 27
+    np.testing.assert_allclose(usual.sigma_t, [80.0, middle, 0.002], rtol=1e-4)
 
 
 @pytest.mark.parametrize("path", ALL, ids=repr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -100,7 +101,7 @@ def sample(**options: Any) -> None:
             batch=options["batch"], progress=lambda done: progress.advance(f"{done} samples"),
         )  # fmt: skip
     seconds = time.perf_counter() - began
-    record = _record(options, sampler, drawn, seconds)
+    record = _record(options, sampler, drawn, seconds) | _judged(task, options, drawn)
     _show(record)
     if out is not None:
         _write(out, names, options, task, drawn, record)
@@ -154,19 +155,40 @@ def _record(options: dict[str, Any], sampler: Any, drawn: Any, seconds: float) -
 
 
 def _parts(sampler: Any) -> str:
-    """The kernel and the guidance, without the model and the reward."""
-    inner = getattr(sampler, "sampler", sampler)
-    named = ((name, getattr(inner, name, None)) for name in ("kernel", "guidance"))
+    """What the sampler and the one inside it are made of, without the model, the reward and a tree's grid."""
+    named, parts = [], [sampler]
+    while hasattr(parts[-1], "sampler"):
+        parts.append(parts[-1].sampler)
+    for part in parts:
+        named += [(field.name, getattr(part, field.name)) for field in dataclasses.fields(part)]
+    named = [(name, part) for name, part in named if name not in ("look", "sampler", "grid")]
+    named.append(("value", getattr(parts[-1].look, "value", None)))
     return f"{type(sampler).__name__}: " + ", ".join(f"{name} = {part!r}" for name, part in named if part is not None)
+
+
+def _judged(task: Any, options: dict[str, Any], drawn: Any) -> dict[str, float]:
+    """Of digits what the reward does not say: another classifier's reward, and how far the nearest real digit is."""
+    if task.digits is None:
+        return {}
+    import jax
+
+    import ntrk_jax as nk
+
+    held_out = jax.vmap(task.digits.judge(options["digit"] or 0))(drawn.x)
+    distance = nk.metrics.nearest_distance(drawn.x, task.digits.data)
+    return {"held_out_reward": float(held_out.mean()), "distance_to_nearest_digit": float(distance.mean())}
 
 
 def _show(record: dict[str, Any]) -> None:
     evals, error, options = record["evals_per_sample"], record["reward_standard_error"], record["options"]
-    names = ["method", "target", "number", "mean reward", *(k.replace("_", " ") for k in evals), "flagged", "seconds"]
+    judged = {k: f"{record[k]:.3g}" for k in ("held_out_reward", "distance_to_nearest_digit") if k in record}
+    words = [k.replace("_", " ") for k in (*judged, *evals)]
+    names = ["method", "target", "number", "mean reward", *words, "flagged", "seconds"]
     shown = table("Samples (evaluations are those of one sample)", names, 2)
     reward = f"{record['mean_reward']:.4g}" + ("" if error is None else f" ± {error:.2g}")
     shown.add_row(
-        options["method"], options["target"], str(options["num"]), reward, *(str(n) for n in evals.values()),
+        options["method"], options["target"], str(options["num"]), reward, *judged.values(),
+        *(str(n) for n in evals.values()),
         str(record["samples_with_a_status_flag"]), f"{record['seconds']:.1f}",
     )  # fmt: skip
     print_table(shown)

@@ -117,13 +117,13 @@ def lgd_mc(
 ) -> Single:
     """LGD-MC: DPS with the reward smoothed over the width of the posterior; any other rule if given.
 
-    strength: of DPS, 1 unless given; another rule has its own. temperature: of the smoothing. gamma: the posterior's
-    width over that of data N(0, I). schedule: the model's own unless given.
+    temperature: of the smoothing. strength: of DPS, 1 / temperature unless given; another rule has its own. gamma: the
+    posterior's width over that of data N(0, I). schedule: the model's own unless given.
     """
     if strength is not None and guidance is not None:
         raise ValueError("lgd_mc takes a strength or a rule; give the rule its own strength.")
     value = Smoothed(_schedule(model, schedule), temperature, gamma, num_samples)
-    rule = guidance or DPS(1.0 if strength is None else strength)
+    rule = guidance or DPS(1.0 / temperature if strength is None else strength)
     return guided(model, reward, shape, rule, kernel, value)
 
 
@@ -146,7 +146,7 @@ def tfg(
     reward: Reward,
     shape: tuple[int, ...] = (),
     *,
-    strength: Scalar = 1.0,
+    strength: Scalar = 0.1,
     rho: Scalar = 1.0,
     mu: Scalar = 0.25,
     gamma: Scalar = 0.01,
@@ -179,7 +179,10 @@ def pigdm(
     guidance: Guidance | None = None,
     kernel: Kernel | None = None,
 ) -> Single:
-    """Pi-GDM: a quadratic reward's value under the posterior of data N(0, spread^2 I); any rule if given."""
+    """Pi-GDM: a quadratic reward's value under the posterior of data N(0, spread^2 I).
+
+    guidance: another rule, whose own strength has to be 1 / temperature for the law at that temperature.
+    """
     value = MomentMatched(_schedule(model, schedule), temperature, "none", spread)
     return _matched(model, reward, shape, value, guidance, kernel)
 
@@ -198,6 +201,7 @@ def tmpd(
     """TMPD: the same with the posterior covariance read off the denoiser's Jacobian.
 
     jacobian: "diagonal", two model VJPs a row, or "full", one an entry of x; None is "full" for up to 16 entries.
+    guidance: as of `pigdm`.
     """
     jacobian = jacobian or ("full" if shape and prod(shape) <= 16 else "diagonal")
     size = prod(shape) if jacobian == "full" else None

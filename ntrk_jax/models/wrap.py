@@ -48,7 +48,8 @@ class ClassifierFree:
 
     Shapes: x [*shape], t [] -> [*shape].
     Cost: two calls of the model (`num_calls` says so), also at strength 0 or 1.
-    Errors: ValueError if there is no condition, or null=None where the model's own condition is cond too.
+    Errors: TypeError for a strength that is no number, ValueError for one of several without `vmap`, for no condition,
+        and for null=None where the model, or the one that it wraps, falls back to a condition of its own that is cond.
     References: Ho and Salimans 2022, arXiv:2207.12598, Eq. 6 (strength = 1 + w).
     """
 
@@ -58,9 +59,17 @@ class ClassifierFree:
     cond: Any = None
 
     def __post_init__(self) -> None:
-        """Refuse to guide away from the condition itself."""
-        own = getattr(self.model, "cond", None)
-        if self.null is None and own is not None and same(own, self.cond):
+        """Refuse a strength that is none, and to guide away from the condition itself."""
+        if isinstance(self.strength, str) or callable(self.strength):
+            raise TypeError(f"ClassifierFree's strength must be a number, got {self.strength!r}.")
+        self._refuse_own(self.cond)
+
+    def _refuse_own(self, cond: Any) -> None:
+        own, part = None, self.model
+        while own is None and part is not None:
+            own = getattr(part, "cond", None)
+            part = getattr(part, "model", None) or getattr(part, "fn", None)
+        if self.null is None and own is not None and same(own, cond):
             raise ValueError(
                 "ClassifierFree got null=None, for which the model falls back to its own condition, which is cond too; "
                 "give the condition that stands for none."
@@ -76,6 +85,10 @@ class ClassifierFree:
         cond = self.cond if cond is None else cond
         if cond is None:
             raise ValueError("ClassifierFree needs a condition: ClassifierFree(model, strength, null, cond).")
+        if jnp.ndim(self.strength):
+            got = jnp.shape(self.strength)
+            raise ValueError(f"ClassifierFree(model, strength, null, cond) needs one strength, got shape {got}.")
+        self._refuse_own(cond)
         without, with_cond = self.model(x, t, self.null), self.model(x, t, cond)
         return without + jnp.asarray(self.strength, without.dtype) * (with_cond - without)
 
