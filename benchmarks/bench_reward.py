@@ -7,8 +7,8 @@ Every method of the catalogue, at every budget tuned anew by the rule of `ntrk c
 with the highest mean of target and held-out reward, on a seed that is not reported, at a distance to the nearest real
 digit of at most 1.2 times the base sampler's. With --halvings K > 1 strengths are tuned more finely, up to that limit.
 The budget is the number of model evaluations of one returned sample; gradients are counted beside it. One JSON line a
-method and budget, then a table in Markdown, and a verdict. The rule does not look at variety; the lines do: `variety` is
-the mean distance between two samples of the same digit.
+method and budget, then a table in Markdown, and a verdict. The rule does not look at variety; the lines do: `variety`
+is the mean distance between two samples of the same digit.
 """
 
 import argparse

@@ -4,8 +4,9 @@ python benchmarks/bench_whitening.py [--quick]
 
 - `white`: the smallest cosine of 100 white draws to their whitened selves (bar: 0.99999).
 - `structure`: largest violation after `TypicalSet` (bar: 0.01), largest |z| of the battery after `Certified` (bar: 5),
-  and the ratio of their cosines to the input (bar: 0.7 where `TypicalSet` keeps more than 0.2; goal 0.8). `bound` is
-  what the cosine of any array whose channels pass the battery stays below.
+  and the ratio of their cosines to the input (bar: 0.7 where `TypicalSet` keeps more than 0.2; goal 0.8), where that of
+  `TypicalSet` says something, at two standard deviations of a noise's. `bound` is what the cosine of any array whose
+  channels pass the battery stays below.
 - `low rank`: the same for rows of random tokens that are multiples of one pattern up to sign, of rank 1 and of rank 2:
   the lowest ratio, how many are below 0.7, and how many of those the bound allows more.
 - `sweep`: time of one sweep and domain of `TypicalSet` in units of one `jnp.sort` of the same array (bar: 3).
@@ -153,7 +154,7 @@ def structure(shapes):
                 case="structure", shape=shape, input=name, violation=float(a.violation), sweeps=int(a.sweeps),
                 typical_set_z=float(battery(a.noise).largest), certified_z=float(battery(b.noise).largest),
                 typical_set_cosine=kept, certified_cosine=certified_kept,
-                ratio=certified_kept / kept if kept > 0.2 else None, share=float(b.share),
+                ratio=certified_kept / kept if kept > 2.0 / g.size**0.5 else None, share=float(b.share),
                 bound=channel_bound(g) if len(shape) > 1 and shape[-1] > 1 and float(jnp.max(jnp.abs(g))) > 0 else None,
             )  # fmt: skip
 

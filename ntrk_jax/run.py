@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntrk_jax.arguments import require_key
+from ntrk_jax.arguments import require_called, require_count, require_key
 from ntrk_jax.core import Evals, Info, Sampler, State, Status, Step, Stream
 from ntrk_jax.grids import Grid, Part, as_known, check_schedule, refuse_blind
 from ntrk_jax.look import Look
@@ -77,6 +77,7 @@ def run(sampler: Sampler, key: Key, x: Array, steps: Step, record: Record = summ
     if not (hasattr(sampler, "init") and hasattr(sampler, "step")) or isinstance(sampler, type):
         raise TypeError(f"sampler must be one such as nk.Single(...), got {sampler!r}.")
     _check_inputs(key, x, steps)
+    require_called("record", record, "nk.summary")
     steps, sliced = as_known(steps)
     wrong = _wrong_rows(sampler, steps) | check_schedule(sampler, steps) | refuse_blind(sampler, steps) | sliced
     flag = jnp.where(wrong, jnp.int32(Status.WRONG_GRID), jnp.int32(0))
@@ -95,11 +96,14 @@ def resume(
     """Continue a run from a state: `steps` are the remaining rows, `start` the index of the first of them.
 
     `resume(sampler, key, state, steps.rows(k), start=k)` after `run(sampler, key, x, steps.rows(0, k))` gives the
-    uninterrupted run's state; from another `start` rows would draw the noise of other rows again. Raises ValueError for
-    a state of another sampler.
+    uninterrupted run's state; from another `start`, or with rows left out, it would be another run, which nothing
+    tells. Raises ValueError for a state of another sampler, or a `start` that is no whole number of at least 0.
     """
     _check_key(key)
     _check_grid(steps)
+    require_called("record", record, "nk.summary")
+    if is_concrete(start):
+        require_count(0, start=np.asarray(start).item())
     _check_state(sampler, key, state, steps)
     steps, sliced = as_known(steps)
     flag = jnp.where(sliced, jnp.int32(Status.WRONG_GRID), jnp.int32(0))

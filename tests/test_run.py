@@ -76,6 +76,15 @@ def test_states_of_other_samplers_are_refused():
         nk.resume(SAMPLER, KEY, (half, None), rows, start=2)
     with pytest.raises(TypeError, match="start"):
         nk.resume(SAMPLER, KEY, half, rows)
+    for start in (-1, 2.5):
+        with pytest.raises(ValueError, match=f"start must be at least 0 and a whole number, got {start}"):
+            nk.resume(SAMPLER, KEY, half, rows, start=start)
+    for call in (
+        lambda: nk.resume(SAMPLER, KEY, half, rows, None, start=2),
+        lambda: nk.run(SAMPLER, KEY, X, STEPS, None),
+    ):
+        with pytest.raises(TypeError, match="record must be one such as"):
+            call()
 
 
 @pytest.mark.parametrize("rows", [slice(3), slice(None, None, 2), np.array([0, 1, 1, 2, 3, 4])], ids=repr)

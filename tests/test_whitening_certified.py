@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ntrk_jax.metrics.typicality import typicality
-from ntrk_jax.whitening import NONFINITE_INPUT, Certified
+from ntrk_jax.whitening import NONFINITE_INPUT, Certified, TypicalSet
 from tests.test_whitening_sets import cosine, structured
 
 SHAPE = (16, 16, 3)
@@ -56,6 +56,15 @@ def test_structure_passes_the_battery_and_keeps_its_direction(certified, settled
     if name != "zero":
         kept = cosine(settled[name], g)
         assert kept <= 0.2 or cosine(out.noise, g) >= 0.7 * kept
+
+
+def test_of_a_direction_that_hardly_any_noise_can_have_as_much_is_kept():
+    g = jnp.ones(2048)
+    out = jax.jit(Certified(g.shape).detailed)(g, jax.random.key(0))
+    kept = cosine(jax.jit(TypicalSet(g.shape))(g, jax.random.key(0)), g)
+    assert 2 / np.sqrt(g.size) < kept < 0.15
+    assert cosine(out.noise, g) >= 0.7 * kept
+    assert float(out.largest) <= 5
 
 
 def test_channels_that_agree_keep_what_the_battery_allows(certified, measure):

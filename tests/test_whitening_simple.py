@@ -45,6 +45,15 @@ def test_unit_norm_projects_to_the_interval_of_the_norm():
     assert float(jnp.linalg.norm(UnitNorm().project(0.1 * z))) == pytest.approx(low, rel=1e-5)
 
 
+@pytest.mark.parametrize("W", [UnitNorm(), Spectral()], ids=repr)
+def test_a_noise_of_any_scale_keeps_its_direction(W):
+    z = jax.random.normal(jax.random.key(1), (64,))
+    w = jax.jit(jax.vmap(W.project))(z[None] * jnp.array([1.0, 1e-12, 1e-20, 1e-30, 1e20])[:, None])
+    cosines = w @ z / jnp.linalg.norm(w, axis=1) / jnp.linalg.norm(z)
+    assert float(jnp.min(cosines)) > 0.9
+    assert float(jnp.max(jnp.abs(cosines - cosines[0]))) < 0.02
+
+
 def test_ranks_keep_the_order_and_give_normal_quantiles():
     g = jnp.asarray(np.random.default_rng(0).standard_t(3, size=501), jnp.float32)
     w = np.asarray(RankGaussian()(g))

@@ -13,7 +13,10 @@ strength = 0.1
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +69,8 @@ def _plan(plain: dict[str, Any], units: list[dict[str, Any]], entries: dict[str,
     shared = _DEFAULTS | plain
     made, shapes = [], set()
     for own in units or [{}]:
-        sampler, steps, shape = _sampler(shared | own, known, path)
+        with _of_the_plan(path, own.get("name")):
+            sampler, steps, shape = _sampler(shared | own, known, path)
         seed = own.get("seed") if units else shared["seed"]
         made.append(Unit(own.get("name", "all"), sampler, steps, seed))
         shapes.add(shape)
@@ -76,6 +80,16 @@ def _plan(plain: dict[str, Any], units: list[dict[str, Any]], entries: dict[str,
         return Plan(
             tuple(made), shapes.pop(), shared["num"], shared["seed"], shared["chunk"], settings={"file": entries}
         )
+
+
+@contextmanager
+def _of_the_plan(path: Path, unit: str | None) -> Iterator[None]:
+    """Report what is wrong with the options of a method by the plan and the unit, whose entries have no dashes."""
+    try:
+        yield
+    except BadInput as error:
+        text = re.sub(r"--(?=[a-z])", "", error.message).removeprefix(f"{path}: ")
+        raise BadInput(f"{path}{f', unit {unit}' if unit else ''}: {text}") from None
 
 
 def _sampler(entry: dict[str, Any], known: dict[tuple, Any], path: Path) -> tuple[Any, Any, tuple[int, ...]]:

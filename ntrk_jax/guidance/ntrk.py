@@ -58,7 +58,7 @@ class Calibrated:
 
 @pytree
 class Steady:
-    """A strength that follows the noise which a row renews, so that many more rows push hardly further.
+    """A strength that follows the noise which a row renews, so that the push converges as rows grow.
 
         rho = min(max_strength, strength^2 (sigma / sigma_t)^2 / sigma_t)
 

@@ -42,7 +42,7 @@ def tilt(mixture: Any, reward: Any, temperature: Scalar = 1.0) -> Tilted:
     """The law p exp(r / temperature) / Z in closed form, and log Z.
 
     Args:
-        mixture: a `GaussianMixture` or a `PowerLawField`.
+        mixture: a `GaussianMixture`, a `PowerLawField`, or another law of `targets` with a method `tilt`.
         reward: `Linear`, `Quadratic` or anything whose `quadratic()` answers (P or None, b, c).
         temperature: [], in the units of the reward, positive.
 

@@ -58,6 +58,7 @@ _RUNGS = (*((d, h, 0.0, keep) for d, h, keep in _PULLS), *((d, 0.0, share, 0.0) 
 """Attempts in order: how strict the limit is (1: |z| <= 2, 0: limit - 0.15), how far to move back to the aim, the share
 of noise, and the part of the start's cosine below which the attempt is made though the battery passes."""
 _WORTH = 0.15
+"""A cosine that is kept so, or one of two standard deviations of that of noise, 2 / sqrt(N), where that is less."""
 
 
 class Certificate(NamedTuple):
@@ -167,7 +168,7 @@ def _climb(whiten: Certified, start: Array, aim: Array, key: Key, dtype: str) ->
     unit = unit * jax.lax.rsqrt(jnp.mean(unit * unit) + 1e-30)
     depths, pulls, shares, keep = (jnp.asarray(c, wide) for c in zip(*_RUNGS, strict=True))
     had = _cosine(start, unit)
-    keep = jnp.where((had > _WORTH) & (keep > 0), keep * had, -1.0)
+    keep = jnp.where((had > min(_WORTH, 2.0 / float(np.sqrt(aim.size)))) & (keep > 0), keep * had, -1.0)
 
     def far(now: _Climb) -> Array:
         return jnp.clip((now.given - limit) / 3.0, 0.0, 1.0)

@@ -64,12 +64,12 @@ def direction(g: Array, key: Key | None) -> Prepared:
 
 @jax.jit
 def noise_input(z: Array, key: Key | None) -> Prepared:
-    """A noise, perhaps biased, [*shape]: taken as it is, or scaled as a whole where entries exceed 1e15.
+    """A noise, perhaps biased, [*shape]: taken as it is, or scaled as a whole where its largest entry is beyond 1e15.
 
-    Down to 1e15, whose squares do not overflow; scaling keeps the direction where clipping would not.
+    Down to 1e15, or up to 1e-15, whose squares neither over- nor underflow; scaling keeps the direction.
     """
     opened = _open(z, key)
     top = jnp.max(jnp.abs(opened.values))
-    large = top > 1e15
-    scale = jnp.where(large, 1e15 / jnp.where(large, top, 1.0), 1.0).astype(top.dtype)
+    within, some = jnp.clip(top, 1e-15, 1e15), top > 0
+    scale = jnp.where(some & (within != top), within / jnp.where(some, top, 1.0), 1.0).astype(top.dtype)
     return opened._replace(values=opened.values * scale)

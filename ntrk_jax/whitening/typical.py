@@ -79,6 +79,8 @@ class TypicalSet:
     Ties: entries of a transform that are equal up to rounding are put in order by a keyed jitter of 1e-4. Where many
         are, as of an exact ramp, rounding may still decide, and another scale or size of the batch then moves the
         output by up to some per cent.
+        Of a gradient with few large coefficients (smooth, constant, one-hot) most of the output is keyed noise, which
+        the sets ask for: with two keys it has hardly more in common than its direction.
     Derivatives: forward mode only (`jax.jvp`); the sweeps are a loop of unknown length, which reverse mode refuses. To
         differentiate a run backwards take `UnitNorm`, or stop the gradient at the look.
     Departs from the paper: the paper names the domains (Fourier) but not their list, tiles, order or number of sweeps;
