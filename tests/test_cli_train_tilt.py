@@ -101,7 +101,7 @@ def test_a_batch_plan_names_the_folder(folder, tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "4 samples of shape [2]" in shown.stdout
     plan.write_text(plan.read_text() + 'target = "das9"\n')
-    refused(invoke("batch", plan, "--dry-run"), "is a model of two_modes, got --target das9")
+    refused(invoke("batch", plan, "--dry-run"), "is a model of two_modes, got target das9")
 
 
 def broken(out, tmp_path, **changes):

@@ -88,7 +88,7 @@ def _of_the_plan(path: Path, unit: str | None) -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        text = re.sub(r"--(?=[a-z])", "", error.message).removeprefix(f"{path}: ")
+        text = re.sub(r"(?<!\S)--(?=[a-z])", "", error.message).removeprefix(f"{path}: ")
         raise BadInput(f"{path}{f', unit {unit}' if unit else ''}: {text}") from None
 
 
