@@ -21,7 +21,7 @@ from ntrk_jax.arguments import require_called, require_count, require_key
 from ntrk_jax.core import Evals, Info, Sampler, State, Status, Step, Stream
 from ntrk_jax.grids import Grid, Part, as_known, check_schedule, refuse_blind
 from ntrk_jax.look import Look
-from ntrk_jax.tree import is_concrete
+from ntrk_jax.tree import is_concrete, through
 from ntrk_jax.typing import Array, Key, PyTree
 from ntrk_jax.varying import settled, vary, vary_as
 
@@ -252,9 +252,7 @@ def _wrong_rows(sampler: Any, steps: Step) -> Any:
     """
     if steps.num_steps < 2:
         return False
-    parts = [sampler]
-    while hasattr(parts[-1], "sampler"):
-        parts.append(parts[-1].sampler)
+    parts = list(through(sampler, "sampler"))
     wanted = any(getattr(part, "over_rollouts", False) for part in parts)
     own = all(type(part).__module__.startswith("ntrk_jax.") for part in parts)
     if not is_concrete(steps.alpha_t):

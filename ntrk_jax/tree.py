@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
@@ -43,6 +43,7 @@ __all__ = [
     "replace",
     "same",
     "static",
+    "through",
 ]
 
 T = TypeVar("T")
@@ -142,6 +143,13 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)) and type(a) is type(b):
         return len(a) == len(b) and all(map(_equal, a, b))
     return bool(a == b)
+
+
+def through(part: Any, *names: str) -> Iterator[Any]:
+    """A part, what it wraps under the first of the names that it has, what that wraps ..., outermost first."""
+    while part is not None:
+        yield part
+        part = next((inner for name in names if (inner := getattr(part, name, None)) is not None), None)
 
 
 def same(a: Any, b: Any) -> bool:

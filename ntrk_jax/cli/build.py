@@ -55,7 +55,8 @@ def build(method: str, task: Named, choices: Choices, grid: Any = None) -> Any:
     entry = nk.methods.CATALOGUE.get(method)
     if entry is None:
         raise BadInput(f"unknown method {method!r}; known are {', '.join(nk.methods.names())}.")
-    options = _strength(method, entry, choices) | told(entry, task)
+    given = dict(_extra(method, entry, item) for item in choices.extra)
+    options = _strength(method, entry, choices) | ({} if "spread" in given else told(entry, task))
     if entry.tree:
         names, others = _accepts(entry)
         options |= {"grid": grid}
@@ -69,7 +70,7 @@ def build(method: str, task: Named, choices: Choices, grid: Any = None) -> Any:
     if choices.value != "plug-in":
         _require_option(method, entry, "value", f"--value {choices.value}")
         options["value"] = _value(task, choices.value, aimed_temperature(method, choices))
-    options |= dict(_extra(method, entry, item) for item in choices.extra)
+    options |= given
     with user_input(f"--method {method}"):
         sampler = entry.build(task.model, task.reward, task.shape, **options)
     if choices.particles is not None and not (entry.population or entry.tree):

@@ -156,11 +156,10 @@ def _record(options: dict[str, Any], sampler: Any, drawn: Any, seconds: float) -
 
 def _parts(sampler: Any) -> str:
     """What the sampler and the one inside it are made of, without the model, the reward and a tree's grid."""
-    named, parts = [], [sampler]
-    while hasattr(parts[-1], "sampler"):
-        parts.append(parts[-1].sampler)
-    for part in parts:
-        named += [(field.name, getattr(part, field.name)) for field in dataclasses.fields(part)]
+    from ntrk_jax.tree import through
+
+    parts = list(through(sampler, "sampler"))
+    named = [(field.name, getattr(part, field.name)) for part in parts for field in dataclasses.fields(part)]
     named = [(name, part) for name, part in named if name not in ("look", "sampler", "grid")]
     named.append(("value", getattr(parts[-1].look, "value", None)))
     return f"{type(sampler).__name__}: " + ", ".join(f"{name} = {part!r}" for name, part in named if part is not None)

@@ -12,7 +12,7 @@ from ntrk_jax.kernels import DDIM
 from ntrk_jax.methods.entry import GRAD, VJP, Entry, guided, look_at, single
 from ntrk_jax.samplers import Single, Travel
 from ntrk_jax.schedules import Schedule
-from ntrk_jax.tree import replace
+from ntrk_jax.tree import replace, through
 from ntrk_jax.typing import Scalar
 from ntrk_jax.values import Smoothed
 
@@ -223,10 +223,8 @@ def _matched(
 
 def _schedule(model: Any, schedule: Schedule | None) -> Schedule:
     """The schedule given, or else the one the model carries, through its wrappers."""
-    part = model
-    while schedule is None and part is not None:
-        schedule = getattr(part, "schedule", None) or getattr(part, "sampled_on", None)
-        part = getattr(part, "model", None) or getattr(part, "fn", None)
+    for part in through(model, "model", "fn"):
+        schedule = schedule or getattr(part, "schedule", None) or getattr(part, "sampled_on", None)
     if schedule is None:
         raise ValueError(
             f"the width of the posterior follows the schedule, and {type(model).__name__} carries none; "

@@ -13,6 +13,7 @@ from ntrk_jax.guidance import FirstOrder, Reweighted
 from ntrk_jax.kernels import FlowODE
 from ntrk_jax.methods.entry import Entry, look_at
 from ntrk_jax.samplers import Single
+from ntrk_jax.tree import through
 from ntrk_jax.typing import Scalar
 
 __all__ = ["flow_damped", "flow_first_order", "flow_monte_carlo"]
@@ -88,10 +89,8 @@ def _flow(model: Denoiser, reward: Reward, shape: tuple[int, ...], rule: Guidanc
 
 def _drawn(model: Any, num: int, shape: tuple[int, ...]) -> Any:
     """Draws from the law that an exact model carries, through its wrappers, [num, *shape]."""
-    part, target = model, None
-    while target is None and part is not None:
-        target = getattr(part, "target", None)
-        part = getattr(part, "model", None) or getattr(part, "fn", None)
+    targets = (getattr(part, "target", None) for part in through(model, "model", "fn"))
+    target = next((target for target in targets if target is not None), None)
     if target is None:
         raise ValueError(
             f"flow_monte_carlo reweights draws of the base law, and {type(model).__name__} carries none; pass "

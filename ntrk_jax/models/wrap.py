@@ -22,7 +22,7 @@ import numpy as np
 
 from ntrk_jax.core import Denoiser, algebra_dtype
 from ntrk_jax.schedules import Schedule
-from ntrk_jax.tree import is_key, pytree, same, static
+from ntrk_jax.tree import is_key, pytree, same, static, through
 from ntrk_jax.typing import Array, Sample, Scalar
 
 __all__ = ["Cast", "ClassifierFree", "Counted", "Counter", "Reschedule"]
@@ -65,10 +65,8 @@ class ClassifierFree:
         self._refuse_own(self.cond)
 
     def _refuse_own(self, cond: Any) -> None:
-        own, part = None, self.model
-        while own is None and part is not None:
-            own = getattr(part, "cond", None)
-            part = getattr(part, "model", None) or getattr(part, "fn", None)
+        conds = (getattr(part, "cond", None) for part in through(self.model, "model", "fn"))
+        own = next((cond for cond in conds if cond is not None), None)
         if self.null is None and own is not None and same(own, cond):
             raise ValueError(
                 "ClassifierFree got null=None, for which the model falls back to its own condition, which is cond too; "
